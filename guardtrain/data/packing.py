@@ -1,0 +1,169 @@
+"""Tree packing: rows that share a policy become one sequence in which the policy is computed once. Pure, no torch.
+
+A pack is a tree of segments laid out depth first. A token attends to the tokens before it in its own segment and in the
+ancestors of that segment, and its position continues from its parent's end, so every root-to-leaf path sees exactly what it
+would see alone. The first token of a segment is predicted by the last token of its parent.
+
+Shape suffixes: T tokens of the pack, S segments, N supervised tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens with one parent in the attention tree.
+
+    input_ids: token ids.
+    weights: for each token, the weight of its prediction in the loss; 0 means not supervised.
+    """
+
+    input_ids: list[int]
+    weights: list[float]
+    children: tuple[Segment, ...] = ()
+
+    @classmethod
+    def unsupervised(cls, input_ids: list[int], children: Sequence[Segment] = ()) -> Segment:
+        """A segment that is only read."""
+        return cls(input_ids, [0.0] * len(input_ids), tuple(children))
+
+    @classmethod
+    def concatenated(cls, parts: Iterable[tuple[list[int], float]]) -> Segment:
+        """One segment from runs of tokens that share a weight each."""
+        input_ids: list[int] = []
+        weights: list[float] = []
+        for ids, weight in parts:
+            input_ids += ids
+            weights += [weight] * len(ids)
+        return cls(input_ids, weights)
+
+    def __len__(self) -> int:
+        """Tokens of the whole subtree."""
+        return len(self.input_ids) + sum(len(child) for child in self.children)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One training sequence.
+
+    input_ids_T, position_ids_T, segment_ids_T: int64, shape (T,).
+    parents_S: int64, shape (S,); the parent of each segment, -1 for a root; a parent comes before its children.
+    sources_N: index of the token whose output predicts the supervised token; targets_N: that token's id; weights_N: float32.
+    """
+
+    input_ids_T: np.ndarray
+    position_ids_T: np.ndarray
+    segment_ids_T: np.ndarray
+    parents_S: np.ndarray
+    sources_N: np.ndarray
+    targets_N: np.ndarray
+    weights_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids_T)
+
+    @property
+    def last_tokens_S(self) -> np.ndarray:
+        """Index of each segment's last token."""
+        return np.searchsorted(self.segment_ids_T, np.arange(len(self.parents_S)), side="right") - 1
+
+
+@dataclass
+class _Builder:
+    """Lists that a depth-first walk fills."""
+
+    input_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segment_ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, segment: Segment, parent: int, parent_last: int, position: int) -> None:
+        index, start = len(self.parents), len(self.input_ids)
+        self.parents.append(parent)
+        self.input_ids += segment.input_ids
+        self.positions += range(position, position + len(segment.input_ids))
+        self.segment_ids += [index] * len(segment.input_ids)
+        for offset, (token, weight) in enumerate(zip(segment.input_ids, segment.weights, strict=True)):
+            if weight > 0:
+                source = start + offset - 1 if offset else parent_last
+                if source < 0:
+                    raise ValueError("the first token of a root segment has nothing that predicts it")
+                self.sources.append(source)
+                self.targets.append(token)
+                self.weights.append(weight)
+        last = start + len(segment.input_ids) - 1
+        for child in segment.children:
+            self.add(child, index, last, position + len(segment.input_ids))
+
+
+def layout(roots: Sequence[Segment]) -> Pack:
+    """The pack of these trees, depth first. Every segment must hold at least one token."""
+    builder = _Builder()
+    for root in roots:
+        builder.add(root, parent=-1, parent_last=-1, position=0)
+    return Pack(
+        input_ids_T=np.array(builder.input_ids, dtype=np.int64),
+        position_ids_T=np.array(builder.positions, dtype=np.int64),
+        segment_ids_T=np.array(builder.segment_ids, dtype=np.int64),
+        parents_S=np.array(builder.parents, dtype=np.int64),
+        sources_N=np.array(builder.sources, dtype=np.int64),
+        targets_N=np.array(builder.targets, dtype=np.int64),
+        weights_N=np.array(builder.weights, dtype=np.float32),
+    )
+
+
+def ancestors(parents_S: np.ndarray) -> np.ndarray:
+    """Bool, shape (S, S): [s, t] is true when t is s or an ancestor of s."""
+    is_ancestor_SS = np.eye(len(parents_S), dtype=bool)
+    for segment, parent in enumerate(parents_S):
+        if parent >= 0:
+            is_ancestor_SS[segment] |= is_ancestor_SS[parent]
+    return is_ancestor_SS
+
+
+def plan_packs(lengths: Sequence[int], budget: int, *, num_packs_multiple: int = 1, seed: int = 0) -> list[list[int]]:
+    """Assign rows to packs: best fit over rows in shuffled order, so that a pack is a random sample of rows.
+
+    lengths: tokens of each row, the shared root not counted; budget: tokens of a pack less the shared root.
+    num_packs_multiple: ranks times accumulation; packs are split until their number is a multiple, none left empty where
+    there are rows enough. A row longer than the budget gets a pack of its own. Every row appears exactly once.
+    """
+    shuffle = random.Random(seed)
+    order = list(range(len(lengths)))
+    shuffle.shuffle(order)
+    packs: list[list[int]] = []
+    open_packs: list[tuple[int, int]] = []  # (room left, pack), few: a full pack is closed
+    for row in order:
+        fitting = [(room, pack) for room, pack in open_packs if room >= lengths[row]]
+        if fitting:
+            room, pack = min(fitting)
+            open_packs.remove((room, pack))
+        else:
+            room, pack = budget, len(packs)
+            packs.append([])
+        packs[pack].append(row)
+        open_packs.append((room - lengths[row], pack))
+        open_packs = sorted(open_packs, reverse=True)[:64]
+    _split_to_multiple(packs, num_packs_multiple)
+    shuffle.shuffle(packs)
+    return packs
+
+
+def _split_to_multiple(packs: list[list[int]], multiple: int) -> None:
+    """Halve the packs with the most rows, in place, until the number of packs is a multiple."""
+    while len(packs) % multiple:
+        largest = max(packs, key=len)
+        if len(largest) < 2:
+            raise ValueError(f"{sum(map(len, packs))} rows cannot fill a multiple of {multiple} packs")
+        half = len(largest) // 2
+        packs.append(largest[half:])
+        del largest[half:]

@@ -1,0 +1,81 @@
+"""Decode many prompts as branches of one cached policy: the tree of training, grown token by token.
+
+Shape suffixes: B branches, Q new tokens of one call, K cached tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+_SHARED = -1
+
+
+class TreeDecoder:
+    """A key/value cache that holds the policy once and any number of branches that do not see each other.
+
+    model: a transformers causal language model that takes a prepared 4-D attention mask.
+    """
+
+    def __init__(self, model: Any, policy_ids: list[int]) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self._cache = DynamicCache(config=model.config)
+        self._owner_K = torch.empty(0, dtype=torch.int64, device=self.device)
+        self._next_position: list[int] = []
+        self._policy_length = len(policy_ids)
+        self._forward(policy_ids, [_SHARED] * len(policy_ids), list(range(len(policy_ids))), [len(policy_ids) - 1])
+
+    def start(self, num_branches: int) -> None:
+        """Forget all branches and open `num_branches` new ones behind the policy."""
+        self._crop(self._policy_length)
+        self._next_position = [self._policy_length] * num_branches
+
+    def extend(self, tokens: dict[int, list[int]], *, keep: bool = True) -> torch.Tensor:
+        """Append tokens to branches; the logits that follow each branch's last new token, float32, shape (len(tokens), V).
+
+        tokens: branch to its new token ids, at least one each; rows of the result are in this order.
+        keep: False to look only: the branches are afterwards as before.
+        """
+        ids, owners, positions, last = [], [], [], []
+        for branch, new_ids in tokens.items():
+            start = self._next_position[branch]
+            ids += new_ids
+            owners += [branch] * len(new_ids)
+            positions += range(start, start + len(new_ids))
+            last.append(len(ids) - 1)
+        cached = len(self._owner_K)
+        logits_BV = self._forward(ids, owners, positions, last)
+        if keep:
+            for branch, new_ids in tokens.items():
+                self._next_position[branch] += len(new_ids)
+        else:
+            self._crop(cached)
+        return logits_BV
+
+    def _crop(self, length: int) -> None:
+        surplus = len(self._owner_K) - length
+        if surplus > 0:
+            self._cache.crop(-surplus)  # negative: how many tokens to remove
+            self._owner_K = self._owner_K[:length]
+
+    @torch.inference_mode()
+    def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
+        owner_Q = torch.tensor(owners, device=self.device)
+        num_cached = len(self._owner_K)
+        self._owner_K = torch.cat([self._owner_K, owner_Q])
+        index_K = torch.arange(len(self._owner_K), device=self.device)
+        is_past_QK = index_K[None, :] <= num_cached + torch.arange(len(ids), device=self.device)[:, None]
+        is_visible_QK = (self._owner_K[None, :] == owner_Q[:, None]) | (self._owner_K == _SHARED)[None, :]
+        output = self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            attention_mask=(is_past_QK & is_visible_QK)[None, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(last, device=self.device),
+        )
+        logits_BV: torch.Tensor = output.logits[0].float()
+        return logits_BV

@@ -1,0 +1,114 @@
+"""A guard on disk: the folder `model/` of a run, with `guard.json` beside the weights; and any base model as an untuned guard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guardtrain.config import DEFAULT_POLICY, ModelConfig
+from guardtrain.data.template import GuardTemplate
+from guardtrain.errors import ModelError
+from guardtrain.inference.scorer import Scorer
+from guardtrain.model.load import load_model, load_tokenizer, read_guard_json
+
+GUARD_FILE = "guard.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardSettings:
+    """What `guard.json` holds: everything beside the weights that a verdict depends on.
+
+    base_model: the model argument the guard was trained from; needed again where only an adapter was saved.
+    policy, modes, max_reason_tokens: as in training.
+    thresholds: by evaluation mode (off, on, both): flag when score >= threshold; set at `target_fpr` on validation rows.
+    collapsed: what the collapse watch last said, None when all was well.
+    """
+
+    base_model: str
+    method: str = "full"
+    policy: str = DEFAULT_POLICY
+    modes: tuple[str, ...] = ("off", "on")
+    max_reason_tokens: int = 64
+    thresholds: dict[str, float] = field(default_factory=dict)
+    target_fpr: float | None = None
+    collapsed: str | None = None
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write `guard.json` into `folder`, whole or not at all."""
+        partial = folder / f".{GUARD_FILE}.tmp"
+        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(folder / GUARD_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> GuardSettings:
+        """The settings in `folder`. Raises ModelError when they are missing, broken or of a newer format."""
+        raw = read_guard_json(folder)
+        if raw.get("format") != FORMAT:
+            raise ModelError("unknown format", where=str(folder / GUARD_FILE), expected=str(FORMAT), found=str(raw.get("format")))
+        try:
+            return cls(**{**raw, "modes": tuple(raw["modes"])})
+        except (TypeError, KeyError) as error:
+            raise ModelError("broken settings", where=str(folder / GUARD_FILE), found=str(error)) from error
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A loaded guard, ready to score. `is_trained` is false for a base model that was never tuned."""
+
+    model: Any
+    tokenizer: Any
+    template: GuardTemplate
+    settings: GuardSettings
+    is_trained: bool
+
+    def scorer(self, pack_tokens: int = 1024) -> Scorer:
+        """A scorer over this guard; its policy cache holds the weights as they are now."""
+        return Scorer(
+            self.model,
+            self.tokenizer,
+            self.template,
+            max_reason_tokens=self.settings.max_reason_tokens,
+            pack_tokens=pack_tokens,
+        )
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder with `guard.json` that `name` (a run folder or its model folder) means; None for anything else."""
+    for folder in (Path(name) / "model", Path(name)):
+        if (folder / GUARD_FILE).is_file():
+            return folder
+    return None
+
+
+def load_guard(name: str, *, policy: str | None = None, device: str | None = None) -> Guard:
+    """Load a run, a model folder, or any base model as a guard, in float32 on a CPU and bfloat16 on a GPU.
+
+    policy: replaces the saved one (base models: the default one). Raises ModelError when the model cannot be had.
+    """
+    folder = model_folder(name)
+    settings = GuardSettings.read(folder) if folder else GuardSettings(base_model=name)
+    if policy is not None:
+        settings = GuardSettings(**{**asdict(settings), "policy": policy})
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    tokenizer = load_tokenizer(str(folder) if folder else name)
+    model = _load_weights(name, folder, settings, dtype).to(device)
+    model.eval()
+    return Guard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
+
+
+def _load_weights(name: str, folder: Path | None, settings: GuardSettings, dtype: torch.dtype) -> Any:
+    if folder is None:
+        return load_model(ModelConfig(name=name), dtype)
+    if (folder / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        base = load_model(ModelConfig(name=settings.base_model), dtype)
+        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    return load_model(ModelConfig(name=str(folder)), dtype)

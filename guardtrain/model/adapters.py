@@ -1,0 +1,56 @@
+"""What trains: everything, low-rank adapters (on plain or 4-bit weights), or only the last layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from guardtrain.config import ModelConfig
+from guardtrain.errors import ConfigError
+
+
+def prepare_for_training(model: Any, config: ModelConfig) -> Any:
+    """Return `model` with exactly the weights of `config.method` trainable, those in float32. Raises ConfigError."""
+    if config.method == "full":
+        return model.float()
+    if config.method == "freeze":
+        return _train_last_layers(model, config.trained_layers)
+    return _add_lora(model, config)
+
+
+def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trained, all) parameter counts. 4-bit weights are counted as they are stored."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+
+
+def _add_lora(model: Any, config: ModelConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets: str | list[str] = list(config.lora_targets)
+    if config.lora_targets == ("all-linear",):
+        targets = "all-linear"
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:  # peft names the targets that it did not find
+        raise ConfigError(str(error).splitlines()[0], where="model.lora_targets") from error
+
+
+def _train_last_layers(model: Any, num_layers: int) -> Any:
+    layers = model.model.layers
+    if num_layers > len(layers):
+        raise ConfigError(
+            "more layers than the model has", where="model.trained_layers", expected=f"<= {len(layers)}", found=str(num_layers)
+        )
+    model.requires_grad_(False)
+    for module in [*layers[len(layers) - num_layers :], model.model.norm]:
+        module.float().requires_grad_(True)
+    return model

@@ -1,0 +1,209 @@
+"""Read a recipe: strict YAML, `key=value` overrides, and one ConfigError that lists every problem."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from guardtrain.config import Recipe
+from guardtrain.errors import ConfigError
+
+# The field that a bare string stands for: `task: guard` means `task: {kind: guard}`.
+SHORTHAND = {"model": "name", "task": "kind", "output": "dir"}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2 scalars, and duplicate keys are errors.
+
+    PyYAML follows YAML 1.1, where `modes: [off, on]` reads as two booleans and `2e-4` as a string.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                mark = key_node.start_mark
+                raise ConfigError(f"the key {key_node.value!r} is given twice", where=f"{mark.name}:{mark.line + 1}")
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|)$"), ["~", "n", "N", ""])
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe called `name_or_path` (a shipped name or a YAML file) with `section.key=value` overrides applied.
+
+    Raises ConfigError that lists every unknown key (with the nearest valid one), wrong type and impossible value.
+    """
+    path = find_recipe(name_or_path)
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return build_recipe(tree, overrides, name=path.stem, where=str(path))
+
+
+def build_recipe(tree: dict[str, Any], overrides: Sequence[str], *, name: str, where: str) -> Recipe:
+    """A checked Recipe from the parsed YAML `tree` and the overrides. Pure. Raises ConfigError."""
+    tree = {key: _expand(key, value) for key, value in tree.items()}
+    tree.setdefault("name", name)
+    for override in overrides:
+        apply_override(tree, override)
+    unknown = _unknown_keys(tree)
+    recipe, problems = _convert(_without(tree, unknown))
+    problems = list(unknown.values()) + problems + (list(recipe.problems()) if recipe else [])
+    if problems or recipe is None:
+        raise ConfigError("; ".join(problems), where=where)
+    return recipe
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The YAML file of a shipped recipe name or of a path. Raises ConfigError with the nearest names."""
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise ConfigError("no such recipe file", where=name_or_path)
+        return path
+    shipped = {entry.stem: entry for entry in Path(str(resources.files("guardtrain") / "recipes")).glob("*.yaml")}
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    nearest = difflib.get_close_matches(name_or_path, shipped, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else "or give a .yaml file"
+    raise ConfigError(
+        "no such recipe", where=name_or_path, expected=f"one of {', '.join(sorted(shipped))}", found=name_or_path, hint=hint
+    )
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """The mapping that strict YAML `text` holds; `where` names it in errors. Raises ConfigError with file:line."""
+    loader = _StrictLoader(text)
+    loader.name = where
+    try:
+        tree = loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError("not valid YAML", where=f"{where}:{line}", found=str(error.problem)) from error
+    finally:
+        loader.dispose()
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError("not a recipe", where=f"{where}:1", expected="a mapping of sections", found=type(tree).__name__)
+    return tree
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in `tree`, in place; the value is YAML. Raises ConfigError when it is not of that form."""
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError("not an override", where=override, expected="section.key=value, for example train.epochs=3")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (the strict loader is a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError("the value is not valid YAML", where=key, found=text) from error
+    if len(path) == 1:
+        tree[path[0]] = _expand(path[0], value)
+        return
+    node = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError("not a section", where=override, found=f"a value at {part}")
+    node[path[-1]] = value
+
+
+def recipe_to_tree(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, every default filled in: what a run folder keeps as `recipe.yaml`."""
+    tree = dataclasses.asdict(recipe)
+    return {key: _plain(value) for key, value in tree.items()}
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe_to_tree(recipe), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _expand(section: str, value: Any) -> Any:
+    if isinstance(value, str) and section in SHORTHAND:
+        return {SHORTHAND[section]: value}
+    return value
+
+
+def _unknown_keys(tree: dict[str, Any]) -> dict[tuple[str, ...], str]:
+    """Path of each unknown section or key, and the line that reports it."""
+    sections = {section.name: section for section in dataclasses.fields(Recipe)}
+    unknown: dict[tuple[str, ...], str] = {}
+    for key, value in tree.items():
+        if key not in sections:
+            unknown[(key,)] = f"{key}: unknown section{_nearest(key, sections)}"
+        elif isinstance(value, dict):
+            default = sections[key].default_factory
+            known = {item.name for item in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else set()
+            for name in value.keys() - known:
+                unknown[(key, name)] = f"{key}.{name}: unknown key{_nearest(str(name), known, prefix=f'{key}.')}"
+    return unknown
+
+
+def _without(tree: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> dict[str, Any]:
+    dropped = set(paths)
+    return {
+        key: {name: item for name, item in value.items() if (key, name) not in dropped} if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if (key,) not in dropped
+    }
+
+
+def _nearest(key: str, known: Any, prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f", did you mean {prefix}{close[0]}?" if close else f", expected one of {', '.join(sorted(known))}"
+
+
+def _convert(tree: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """Typed sections from plain data; every type error at once (pydantic reads the dataclasses' annotations)."""
+    import pydantic
+
+    try:
+        # `data.train: rows.jsonl` is what people write first: a path stands for a source.
+        return pydantic.TypeAdapter(Recipe).validate_python(_sources_from_paths(tree)), []
+    except pydantic.ValidationError as error:
+        return None, [
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, found {problem['input']!r}"
+            for problem in error.errors()
+        ]
+
+
+def _sources_from_paths(tree: dict[str, Any]) -> dict[str, Any]:
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree
+    data = dict(data)
+    for key in ("train", "validation"):
+        value = data.get(key)
+        if value is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        data[key] = [{"path": item} if isinstance(item, str) else item for item in items]
+    return {**tree, "data": data}

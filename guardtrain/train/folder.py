@@ -1,0 +1,109 @@
+"""The run folder: its files, when it may be written into, and whether it fits the recipe that wants to resume it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guardtrain.config import Recipe
+from guardtrain.errors import CheckpointError, ConfigError
+from guardtrain.overrides import dump_recipe, load_recipe, recipe_to_tree
+from guardtrain.train.trainer import list_checkpoints
+
+# What may differ between a run and its resumption: where it goes, and what only watches.
+MAY_CHANGE = {"name", "output", "evaluate", "train.report_to", "train.log_steps", "train.save_steps", "train.watch_steps", "train.watch_rows"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, by name."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """Weights (or adapter), tokenizer, guard.json."""
+        return self.root / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What resuming needs."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line for each log record."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, every default filled in."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """What the run did and measured."""
+        return self.root / "summary.json"
+
+    @property
+    def log(self) -> Path:
+        """What was said while it ran."""
+        return self.root / "train.log"
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The last complete checkpoint, None when there is none."""
+        found = list_checkpoints(self.checkpoints)
+        return found[-1] if found else None
+
+    def check(self, recipe: Recipe, *, resume: bool) -> None:
+        """Raise before anything is written: ConfigError when another run lies here or the recipe differs from the one that
+        is resumed, CheckpointError when there is nothing to resume."""
+        if resume:
+            if self.newest_checkpoint is None:
+                raise CheckpointError("nothing to resume", where=str(self.checkpoints), expected="a checkpoint", found="none")
+            differences = list(_differences(load_recipe(str(self.recipe)), recipe))
+            if differences:
+                raise ConfigError("the recipe differs from the run's", where=str(self.recipe), found="; ".join(differences))
+        elif self.root.exists() and not recipe.output.overwrite and any(self.root.iterdir()):
+            hint = "--resume continues it, output.overwrite=true replaces it"
+            raise ConfigError("the run folder is not empty", where=str(self.root), hint=hint)
+        elif self.root.exists() and any(self.root.iterdir()) and not self.recipe.is_file():
+            # Overwriting deletes: only ever a folder that a run made.
+            raise ConfigError("the folder is not a run's", where=str(self.root), expected="recipe.yaml in it, or no such folder")
+
+    def start(self, recipe: Recipe, *, resume: bool) -> None:
+        """Create the folder (empty unless resuming) and write the resolved recipe into it."""
+        if self.root.exists() and not resume:
+            shutil.rmtree(self.root)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+
+    def log_handler(self) -> logging.Handler:
+        """A handler that keeps what the run says."""
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        return handler
+
+
+def _differences(old: Recipe, new: Recipe) -> Iterator[str]:
+    before, after = _flat(recipe_to_tree(old)), _flat(recipe_to_tree(new))
+    for key in sorted(before.keys() | after.keys()):
+        if key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE or before.get(key) == after.get(key):
+            continue
+        yield f"{key}: was {before.get(key)!r}, now {after.get(key)!r}"
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{key}": item for key, item in value.items()}
+        else:
+            flat[section] = value
+    return flat

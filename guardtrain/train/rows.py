@@ -1,0 +1,150 @@
+"""From the recipe's sources to the row trees of a run: read, refuse or set aside, hold out, build."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guardtrain.config import DataConfig, Recipe, TaskConfig
+from guardtrain.data.checks import check_examples, overlap
+from guardtrain.data.problems import Problem, errors_of, set_aside, write_rejects
+from guardtrain.data.sources import LoadedRows, apply_weights, load_sources
+from guardtrain.data.splits import balanced_subset, split_validation
+from guardtrain.data.template import ChatTemplate, GuardTemplate
+from guardtrain.errors import DataError
+from guardtrain.train.stream import PackStream
+from guardtrain.types import ChatExample, Example, GuardExample, Label
+
+log = logging.getLogger(__name__)
+
+Template = GuardTemplate | ChatTemplate
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The checked rows of a run. by_source: the training rows, one list for each source of the recipe."""
+
+    train: list[Example]
+    validation: list[Example]
+    by_source: list[list[Example]]
+    notes: list[str]
+
+
+def build_template(tokenizer: Any, task: TaskConfig) -> Template:
+    """The template of the recipe's task."""
+    if task.kind == "instruct":
+        return ChatTemplate(tokenizer)
+    return GuardTemplate(tokenizer, task.policy, verdict_weight=task.verdict_weight)
+
+
+def load_rows(recipe: Recipe, template: Template) -> Rows:
+    """Read, check and split the recipe's data.
+
+    Raises DataError that names the first problems when a row is bad and `data.rejects` does not set bad rows aside.
+    """
+    data, kind = recipe.data, recipe.task.kind
+    notes: list[str] = []
+    loaded = load_sources(data.train, kind)
+    train = _checked(loaded, template, data, notes)
+    if data.validation:
+        # Validation rows are never quietly left out: a measure on fewer rows than were given would mislead.
+        held = load_sources(data.validation, kind)
+        validation = _checked(held, template, data, notes, may_reject=False)
+        _refuse_leaks(train, validation, notes)
+    else:
+        train, validation = split_validation(train, data.validation_fraction, data.seed)
+    if data.max_rows is not None and len(train) > data.max_rows:
+        notes.append(f"{data.max_rows} of {len(train)} training rows are used (data.max_rows=null for all)")
+        train = balanced_subset(train, data.max_rows, data.seed)
+    notes += _mode_notes(train, recipe.task)
+    return Rows(train, validation, loaded.by_source(train, len(data.train)), notes)
+
+
+def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: int) -> PackStream:
+    """All packs of the run, in order."""
+    trees = [_tree(template, row, recipe.task) for row in rows.train]
+    index_of = {row.where: index for index, row in enumerate(rows.train)}
+    weights = [source.weight for source in recipe.data.train]
+
+    def rows_of_epoch(epoch: int) -> list[int]:
+        return [index_of[row.where] for row in apply_weights(rows.by_source, weights, recipe.train.seed + epoch)]
+
+    return PackStream(
+        trees,
+        rows_of_epoch,
+        root_ids=template.policy_ids if isinstance(template, GuardTemplate) else [],
+        pack_tokens=recipe.train.pack_tokens,
+        multiple=world_size * recipe.train.packs_per_step,
+        epochs=recipe.train.epochs,
+        max_steps=recipe.train.max_steps,
+        seed=recipe.train.seed,
+    )
+
+
+def watch_slice(validation: Sequence[Example], max_rows: int, *, seed: int) -> list[GuardExample]:
+    """A balanced slice of the held-out guard rows; empty when they are of one class."""
+    rows = [row for row in validation if isinstance(row, GuardExample)]
+    if {row.label for row in rows} != set(Label):
+        return []
+    return balanced_subset(rows, max_rows, seed)
+
+
+def _tree(template: Template, row: Example, task: TaskConfig) -> Any:
+    if isinstance(template, GuardTemplate) and isinstance(row, GuardExample):
+        return template.row(row, task.modes)
+    if isinstance(template, ChatTemplate) and isinstance(row, ChatExample):
+        return template.row(row)
+    raise TypeError(f"a {type(row).__name__} under a {type(template).__name__}")
+
+
+def _checked(
+    loaded: LoadedRows, template: Template, data: DataConfig, notes: list[str], *, may_reject: bool = True
+) -> list[Example]:
+    """The rows without errors. Warnings become notes; errors are refused, or set aside into `data.rejects`."""
+    examples = loaded.examples
+    problems = loaded.problems + check_examples(
+        examples,
+        max_prompt_tokens=data.max_prompt_tokens,
+        count_tokens=lambda text: len(template.encoder.plain(text)),
+        near_duplicates=False,  # advice that takes time; `guardtrain data check` gives it
+    )
+    notes += loaded.notes
+    notes += [f"warning: {problem.where}: {problem.what}" for problem in problems if problem.severity == "warning"]
+    errors = errors_of(problems)
+    if not errors and not examples:
+        raise DataError("no rows", where=", ".join(source.path for source in data.train))
+    if not errors:
+        return examples
+    is_of_a_row = [problem.row is not None for problem in errors]
+    if data.rejects is None or not may_reject or not all(is_of_a_row):
+        raise _refusal(errors)
+    written = write_rejects(errors, data.rejects)
+    notes.append(f"{written} bad rows set aside in {data.rejects}")
+    return set_aside(examples, errors)
+
+
+def _refusal(errors: Sequence[Problem]) -> DataError:
+    first = errors[0]
+    more = f"; and {len(errors) - 1} more problems" if len(errors) > 1 else ""
+    hint = "guardtrain data check lists all; data.rejects=FILE sets bad rows aside"
+    return DataError(f"{first.cause}: {first.what}{more}", where=first.where, hint=hint)
+
+
+def _refuse_leaks(train: Sequence[Example], validation: Sequence[Example], notes: list[str]) -> None:
+    problems = overlap(train, validation)
+    errors = errors_of(problems)
+    if errors:
+        raise _refusal(errors)
+    if problems:
+        notes.append(f"warning: {len(problems)} validation rows are close to training rows, first {problems[0].where}")
+
+
+def _mode_notes(train: Sequence[Example], task: TaskConfig) -> list[str]:
+    if task.kind != "guard" or "on" not in task.modes:
+        return []
+    without = sum(row.reason is None for row in train if isinstance(row, GuardExample))
+    if without == len(train):
+        return ["warning: no row has a reason, so mode on is not trained"]
+    return [f"{without} of {len(train)} rows have no reason and train mode off only"] if without else []

@@ -1,0 +1,276 @@
+"""One run from recipe to guard: check everything, train, measure on the held-out rows, leave a folder that can be used."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import TrainingArguments, set_seed
+
+from guardtrain.config import Recipe
+from guardtrain.data.collate import collate
+from guardtrain.data.template import GuardTemplate
+from guardtrain.errors import CheckpointError, ConfigError
+from guardtrain.evaluate.runner import Evaluation, choose_thresholds, evaluate
+from guardtrain.inference.guards import Guard, GuardSettings, load_guard
+from guardtrain.inference.scorer import Scorer
+from guardtrain.model.adapters import prepare_for_training, trainable_parameters
+from guardtrain.model.load import load_model, load_tokenizer
+from guardtrain.model.precision import Precision, choose_precision
+from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
+from guardtrain.train.folder import RunFolder
+from guardtrain.train.rows import Rows, Template, build_stream, build_template, load_rows, watch_slice
+from guardtrain.train.stream import PackStream
+from guardtrain.train.trainer import PackTrainer
+from guardtrain.types import GuardExample, Label, Mode
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run needs, built and checked before the first step."""
+
+    recipe: Recipe
+    folder: RunFolder
+    tokenizer: Any
+    template: Template
+    rows: Rows
+    stream: PackStream
+    precision: Precision
+    model: Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """finished: False when Ctrl-C ended the run early. guard and evaluation (held-out rows): None for task instruct."""
+
+    folder: RunFolder
+    finished: bool
+    summary: dict[str, Any]
+    guard: Guard | None = None
+    evaluation: Evaluation | None = None
+
+
+def run(recipe: Recipe, *, resume: bool = False, console: Console) -> Outcome:
+    """Train `recipe` and measure it. Raises a GuardtrainError, with nothing written, when the run cannot work."""
+    set_seed(recipe.train.seed)
+    job = build_job(recipe, resume=resume)
+    handler = job.folder.log_handler()
+    logging.getLogger("guardtrain").addHandler(handler)
+    try:
+        _say_plan(job)
+        return _train_and_measure(job, resume=resume, console=console)
+    finally:
+        logging.getLogger("guardtrain").removeHandler(handler)
+        handler.close()
+
+
+def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
+    """Check and load everything; the run folder is touched last."""
+    _check_trackers(recipe)
+    folder = RunFolder(Path(recipe.run_dir))
+    folder.check(recipe, resume=resume)
+    precision = choose_precision(recipe.model.dtype)
+    tokenizer = load_tokenizer(recipe.model.name, recipe.model.revision)
+    template = build_template(tokenizer, recipe.task)
+    rows = load_rows(recipe, template)
+    stream = build_stream(recipe, template, rows, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    model = _build_model(recipe, precision)
+    folder.start(recipe, resume=resume)
+    return Job(recipe, folder, tokenizer, template, rows, stream, precision, model)
+
+
+def _build_model(recipe: Recipe, precision: Precision) -> Any:
+    """Frozen weights are kept in the computing dtype, trained ones in float32."""
+    is_adapter = recipe.model.method in {"lora", "qlora"}
+    weights_dtype = precision.compute if is_adapter else torch.float32
+    model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora")
+    return prepare_for_training(model, recipe.model)
+
+
+def _say_plan(job: Job) -> None:
+    trained, total = trainable_parameters(job.model)
+    for note in job.rows.notes:
+        log.info("%s", note)
+    log.info("computing in %s: %s", str(job.precision.compute).removeprefix("torch."), job.precision.why)
+    log.info("method %s: %s of %s parameters train", job.recipe.model.method, f"{trained:,}", f"{total:,}")
+    log.info(
+        "%d training rows, %d held out; %d packs of %d tokens (%.0f %% full), %d steps",
+        len(job.rows.train),
+        len(job.rows.validation),
+        len(job.stream),
+        job.recipe.train.pack_tokens,
+        100 * job.stream.fill(job.recipe.train.pack_tokens),
+        job.stream.num_steps,
+    )
+
+
+def _train_and_measure(job: Job, *, resume: bool, console: Console) -> Outcome:
+    trainer, watch, interrupt = _build_trainer(job, console)
+    checkpoint = job.folder.newest_checkpoint if resume else None
+    if checkpoint:
+        log.info("resuming from %s", checkpoint)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    summary = _training_summary(job, trainer, time.perf_counter() - start)
+    if interrupt.interrupted and trainer.state.global_step < job.stream.num_steps:
+        log.warning("stopped at step %d of %d; --resume continues", trainer.state.global_step, job.stream.num_steps)
+        return Outcome(job.folder, finished=False, summary=summary)
+    collapsed = watch.problem if watch else None
+    _save_model(job, trainer.accelerator.unwrap_model(trainer.model), collapsed)
+    outcome = _measure(job, summary, console) if isinstance(job.template, GuardTemplate) else Outcome(job.folder, True, summary)
+    job.folder.summary.write_text(json.dumps(outcome.summary, indent=2) + "\n", encoding="utf-8")
+    return outcome
+
+
+def _build_trainer(job: Job, console: Console) -> tuple[PackTrainer, CollapseWatch | None, StopOnInterrupt]:
+    trainer = PackTrainer(
+        model=job.model,
+        args=training_arguments(job),
+        train_dataset=job.stream,
+        data_collator=collate,
+        processing_class=job.tokenizer,
+        keep_checkpoints=job.recipe.output.keep_checkpoints,
+    )
+    for default in list(trainer.callback_handler.callbacks):
+        if type(default).__name__ in {"PrinterCallback", "ProgressCallback"}:
+            trainer.remove_callback(default)
+    interrupt = StopOnInterrupt()
+    watch = _build_watch(job, trainer)
+    callbacks = [
+        MetricsLog(job.folder.metrics, lambda: trainer.computed_tokens),
+        ProgressBar(lambda: trainer.computed_tokens, console),
+        interrupt,
+        *([watch] if watch else []),
+    ]
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer, watch, interrupt
+
+
+def training_arguments(job: Job) -> TrainingArguments:
+    """The recipe in transformers' words."""
+    train = job.recipe.train
+    return TrainingArguments(
+        output_dir=str(job.folder.checkpoints),
+        per_device_train_batch_size=1,  # one pack
+        gradient_accumulation_steps=train.packs_per_step,
+        max_steps=job.stream.num_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(train.warmup_ratio * job.stream.num_steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        gradient_checkpointing=train.gradient_checkpointing,
+        bf16=job.precision.compute is torch.bfloat16,
+        fp16=job.precision.compute is torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=train.seed,
+        data_seed=train.seed,
+        logging_steps=train.log_steps,
+        logging_first_step=True,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        report_to=list(train.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _build_watch(job: Job, trainer: PackTrainer) -> CollapseWatch | None:
+    """The collapse watch over a balanced slice of the held-out rows; None for task instruct or when it is switched off."""
+    template, train = job.template, job.recipe.train
+    if not isinstance(template, GuardTemplate) or not train.watch_steps:
+        return None
+    watched = watch_slice(job.rows.validation, train.watch_rows, seed=train.seed)
+    if not watched:
+        log.warning("the held-out rows are of one class: no collapse watch")
+        return None
+
+    def scores() -> list[float]:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        scorer = Scorer(model, job.tokenizer, template, pack_tokens=job.recipe.evaluate.pack_tokens)
+        with torch.autocast(model.device.type, job.precision.compute, enabled=job.precision.autocast):
+            by_index = dict(scorer.score([example.prompt for example in watched], [Mode.OFF]))
+        model.train()
+        return [by_index[index].scores[Mode.OFF] for index in range(len(watched))]
+
+    is_malicious = [example.label is Label.MALICIOUS for example in watched]
+    return CollapseWatch(scores, is_malicious, train.watch_steps, job.folder.metrics)
+
+
+def _training_summary(job: Job, trainer: PackTrainer, seconds: float) -> dict[str, Any]:
+    """What this process did; figures of a resumed run are those since it resumed."""
+    return {
+        "recipe": job.recipe.name,
+        "steps": trainer.state.global_step,
+        "training_rows": len(job.rows.train),
+        "held_out_rows": len(job.rows.validation),
+        "compute_dtype": str(job.precision.compute).removeprefix("torch."),
+        "train_seconds": round(seconds, 1),
+        "computed_tokens": trainer.computed_tokens,
+        "tokens_per_second": round(trainer.computed_tokens / seconds, 1),
+        "final_loss": next((record["loss"] for record in reversed(trainer.state.log_history) if "loss" in record), None),
+    }
+
+
+def _save_model(job: Job, model: Any, collapsed: str | None) -> None:
+    """Write `model/` whole or not at all: weights or adapter, tokenizer, guard.json."""
+    partial = job.folder.root / "tmp-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        job.tokenizer.save_pretrained(partial)
+        if isinstance(job.template, GuardTemplate):
+            _settings(job, collapsed).write(partial)
+        shutil.rmtree(job.folder.model, ignore_errors=True)
+        partial.rename(job.folder.model)
+    except (OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        hint = f"the last checkpoint in {job.folder.checkpoints} is intact; make room and --resume"
+        raise CheckpointError("the model could not be written", where=str(job.folder.model), found=first, hint=hint) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settings(job: Job, collapsed: str | None) -> GuardSettings:
+    task = job.recipe.task
+    return GuardSettings(
+        base_model=job.recipe.model.name,
+        method=job.recipe.model.method,
+        policy=task.policy,
+        modes=task.modes,
+        max_reason_tokens=task.max_reason_tokens,
+        target_fpr=job.recipe.evaluate.target_fpr,
+        collapsed=collapsed,
+    )
+
+
+def _measure(job: Job, summary: dict[str, Any], console: Console) -> Outcome:
+    """Load what was saved, measure it on the held-out rows, and write thresholds that were chosen there into guard.json."""
+    guard = load_guard(str(job.folder.root))
+    settings = job.recipe.evaluate
+    held_out = [row for row in job.rows.validation if isinstance(row, GuardExample)][: settings.max_rows]
+    modes = [mode for mode in settings.modes if mode in job.recipe.task.modes or set(job.recipe.task.modes) == {"off", "on"}]
+    evaluation = evaluate(guard.scorer(settings.pack_tokens), held_out, modes)
+    thresholds = choose_thresholds(evaluation, settings.target_fpr)
+    GuardSettings(**{**vars(guard.settings), "thresholds": thresholds}).write(job.folder.model)
+    summary = {**summary, "collapsed": guard.settings.collapsed, "held_out": evaluation.to_json(), "thresholds": thresholds}
+    return Outcome(job.folder, True, summary, guard, evaluation)
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    for tracker in recipe.train.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError("not installed", where="train.report_to", found=tracker, hint=f"pip install {tracker}")

@@ -1,0 +1,74 @@
+"""Every pack of a run, in order, known before the first step: what makes resuming exact and ranks agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch.utils.data import Dataset
+
+from guardtrain.data.packing import Pack, Segment, layout, plan_packs
+from guardtrain.errors import ConfigError
+
+MIN_ROOM = 128
+
+
+class PackStream(Dataset[Pack]):
+    """Packs of all epochs one after the other; item i is the i-th micro-batch over all ranks.
+
+    rows: the row trees; rows_of_epoch: which of them epoch e sees, in any order.
+    root_ids: the shared policy's tokens, empty for flat packs. pack_tokens: budget of a pack, the root included.
+    multiple: ranks times accumulation, so that every optimizer step is full.
+    epochs: may end within an epoch; max_steps: ends the run earlier. Raises ConfigError when the policy leaves no room, or rows cannot fill one step.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Segment],
+        rows_of_epoch: Callable[[int], Sequence[int]],
+        *,
+        root_ids: list[int],
+        pack_tokens: int,
+        multiple: int,
+        epochs: float,
+        max_steps: int | None = None,
+        seed: int,
+    ) -> None:
+        self.rows = rows
+        self.root_ids = root_ids
+        room = pack_tokens - len(root_ids)
+        if room < MIN_ROOM:
+            raise ConfigError(
+                "the policy leaves no room for rows",
+                where="train.pack_tokens",
+                expected=f"at least {len(root_ids) + MIN_ROOM}",
+                found=str(pack_tokens),
+            )
+        lengths = [len(row) for row in rows]
+        self.packs: list[list[int]] = []
+        self.packs_per_epoch: list[int] = []
+        for epoch in range(math.ceil(epochs)):
+            chosen = rows_of_epoch(epoch)
+            try:
+                planned = plan_packs([lengths[row] for row in chosen], room, num_packs_multiple=multiple, seed=seed + epoch)
+            except ValueError as error:
+                raise ConfigError(str(error), where="train.packs_per_step", hint="fewer ranks, less accumulation or more rows") from error
+            wanted = min(1.0, epochs - epoch) * len(planned)
+            keep = math.ceil(wanted / multiple) * multiple
+            self.packs += [[chosen[index] for index in pack] for pack in planned[:keep]]
+            self.packs_per_epoch.append(len(planned))
+        if max_steps is not None:
+            del self.packs[max_steps * multiple :]
+        self.num_steps = len(self.packs) // multiple
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> Pack:
+        rows = [self.rows[row] for row in self.packs[index]]
+        return layout([Segment.unsupervised(self.root_ids, rows)] if self.root_ids else rows)
+
+    def fill(self, pack_tokens: int) -> float:
+        """Tokens in all packs divided by their budgets."""
+        used = sum(len(self.root_ids) + sum(len(self.rows[row]) for row in pack) for pack in self.packs)
+        return used / (len(self.packs) * pack_tokens)
