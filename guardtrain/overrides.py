@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -25,7 +25,7 @@ class _StrictLoader(yaml.SafeLoader):
     PyYAML follows YAML 1.1, where `modes: [off, on]` reads as two booleans and `2e-4` as a string.
     """
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -113,7 +113,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(path):
         raise ConfigError("not an override", where=override, expected="section.key=value, for example train.epochs=3")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (the strict loader is a SafeLoader)
+        value = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError("the value is not valid YAML", where=key, found=text) from error
     if len(path) == 1:
@@ -161,7 +161,7 @@ def _unknown_keys(tree: dict[str, Any]) -> dict[tuple[str, ...], str]:
             unknown[(key,)] = f"{key}: unknown section{_nearest(key, sections)}"
         elif isinstance(value, dict):
             default = sections[key].default_factory
-            known = {item.name for item in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else set()
+            known: set[str] = {item.name for item in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else set()
             for name in value.keys() - known:
                 unknown[(key, name)] = f"{key}.{name}: unknown key{_nearest(str(name), known, prefix=f'{key}.')}"
     return unknown

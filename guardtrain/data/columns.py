@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -87,7 +86,7 @@ def match_columns(
         free = [column for column in found if column not in matched.values()]
         candidates = [column for name in names for column in free if plain_name(column) == name]
         if not candidates and field in required:
-            raise _columns_error(f"no column holds the {field}", field, _others(found, matched), found, where)
+            raise _columns_error(f"no column holds the {field}", field, _others(found, matched, table), found, where)
         # `text` and `messages` may hold different things: choosing silently would train on the wrong one.
         own = sum(plain_name(column) == field for column in candidates)
         if len(candidates) > 1 and own != 1 and field in required:
@@ -113,8 +112,10 @@ def _check_user_columns(
             raise _columns_error(f"columns: no column {column!r} for the {field}", field, near, found, where)
 
 
-def _others(found: Collection[str], matched: Mapping[str, str]) -> list[str]:
-    left = [column for column in found if column not in matched.values()]
+def _others(found: Collection[str], matched: Mapping[str, str], table: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The one column that no other field claims, worth proposing; or nothing."""
+    known = {name for names in table.values() for name in names}
+    left = [column for column in found if column not in matched.values() and plain_name(column) not in known]
     return left if len(left) == 1 else []
 
 
@@ -160,16 +161,14 @@ def unknown_label_line(value: Any, column: str) -> str:
     """What to say about a label value that `read_label` does not know."""
     accepted = "malicious or benign, unsafe or safe, harmful or harmless, jailbreak, injection, 1 or 0, true or false"
     if plain_name(column) in UNDIRECTED:
-        accepted = "words, because its numbers could mean either"
+        accepted = "malicious or benign, unsafe or safe; not numbers, which could mean either"
     hint = "map others with `labels: {THEIR_VALUE: malicious}`"
     return f"expected a label in column {_short(column)} ({accepted}), found {_short(value)} ({hint})"
 
 
 def _label_word(value: Any) -> str:
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        value = int(value)  # a column with gaps comes as 1.0 and 0.0
-    word = plain_name(str(value))
-    return {"1.0": "1", "0.0": "0"}.get(word, word)
+    # A column of numbers with gaps comes as 1.0 and 0.0.
+    return re.sub(r"^(-?\d+)\.0$", r"\1", plain_name(str(value)))
 
 
 def _short(value: Any) -> str:

@@ -92,7 +92,7 @@ def _json_lines(lines: Iterable[bytes], name: str) -> Records:
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
         if raw.strip():
-            yield _json_line(raw, f"{name}:{number}")
+            yield _json_line(raw.rstrip(b"\r\n"), f"{name}:{number}")
 
 
 def _json_line(raw: bytes, where: str) -> Record | Problem:

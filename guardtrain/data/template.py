@@ -13,6 +13,7 @@ turn or open a think block of its own.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class GuardTemplate:
         self.policy = policy
         self.verdict_weight = verdict_weight
         self.think = think_spelling(tokenizer)
-        before_policy, before_prompt, after_prompt = _guard_scaffold(tokenizer, self.think)
+        before_policy, before_prompt, after_prompt = _guard_scaffold(tokenizer)
         encode = self.encoder.scaffold
         self.policy_ids = encode(before_policy) + self.encoder.plain(policy) + encode(before_prompt)
         self.after_prompt_ids = encode(after_prompt)
@@ -92,6 +93,14 @@ class GuardTemplate:
     def count_prompt_tokens(self, prompt: tuple[Turn, ...]) -> int:
         """Tokens of the untrusted text alone."""
         return len(self.encoder.plain(prompt_text(prompt)))
+
+    def reason_stops(self) -> set[int]:
+        """Tokens that end a reason: how its closing begins, the end of the turn, and a native closing token anywhere in it.
+
+        2026-11: Qwen3 by habit writes ".\\n" as one token and then </think>, so the closing's first token never comes.
+        """
+        closing = self.on_verdict.prefix
+        return {closing[0], *self.encoder.powerful_ids.intersection(closing), *self.end_ids}
 
     def _off(self, label: Label) -> Segment:
         return Segment.concatenated([(self.off_verdict.prefix, 0.0), *self._verdict(self.off_verdict, label)])
@@ -148,13 +157,13 @@ class PlainEncoder:
         spec["post_processor"] = spec["truncation"] = spec["padding"] = None
         self._plain = Tokenizer.from_str(json.dumps(spec))
         added = tokenizer.get_added_vocab()
-        self._powerful_ids = frozenset(index for text, index in added.items() if text.strip())
+        self.powerful_ids = frozenset(index for text, index in added.items() if text.strip())
 
     def plain(self, text: str) -> list[int]:
         """Token ids of untrusted `text`; never one that has a meaning of its own. Raises ModelError if one slips through."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         # The unknown token is what a tokenizer without byte fallback gives for an unseen character.
-        slipped = self._powerful_ids.intersection(ids) - {self._scaffold.unk_token_id}
+        slipped = self.powerful_ids.intersection(ids) - {self._scaffold.unk_token_id}
         if slipped:
             raise ModelError("the tokenizer gives special tokens for plain text", found=f"token ids {sorted(slipped)}")
         return ids
@@ -225,7 +234,7 @@ def end_of_turn_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _guard_scaffold(tokenizer: Any, think: ThinkSpelling) -> tuple[str, str, str]:
+def _guard_scaffold(tokenizer: Any) -> tuple[str, str, str]:
     """Text before the policy, between policy and prompt, and after the prompt up to the assistant's first token."""
     try:
         before, between, after = chat_scaffold(tokenizer, ["system", "user"], open_assistant=True)
@@ -235,7 +244,7 @@ def _guard_scaffold(tokenizer: Any, think: ThinkSpelling) -> tuple[str, str, str
         before, after = chat_scaffold(tokenizer, ["user"], open_assistant=True)
         between = "\n\n"
     # Reasoning-only templates open the think block themselves; mode off must be able to close it empty.
-    return before, between, after.removesuffix(think.opening)
+    return before, between, re.sub(r"<think>\s*$", "", after)
 
 
 def _plain_scaffold(tokenizer: Any, roles: Sequence[str], *, open_assistant: bool) -> list[str]:

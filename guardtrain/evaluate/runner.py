@@ -29,7 +29,7 @@ class Evaluation:
     seconds: float = 0.0
 
     @property
-    def is_malicious_N(self) -> np.ndarray:  # noqa: N802 (shape suffix)
+    def is_malicious_N(self) -> np.ndarray:
         """Bool, shape (N,)."""
         return np.array([example.label is Label.MALICIOUS for example in self.examples])
 

@@ -39,7 +39,10 @@ class TreeDecoder:
         tokens: branch to its new token ids, at least one each; rows of the result are in this order.
         keep: False to look only: the branches are afterwards as before.
         """
-        ids, owners, positions, last = [], [], [], []
+        ids: list[int] = []
+        owners: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
         for branch, new_ids in tokens.items():
             start = self._next_position[branch]
             ids += new_ids

@@ -83,8 +83,9 @@ class Scorer:
 
     def _write_reasons(self, num_branches: int) -> tuple[list[str | None], list[bool]]:
         """Write one reason on every branch, greedily, until it closes its think block or reaches the cap."""
-        stops = {self.template.on_verdict.prefix[0], *self.template.end_ids}
+        stops = self.template.reason_stops()
         written: list[list[int]] = [[] for _ in range(num_branches)]
+        cut = [False] * num_branches
         active = dict.fromkeys(range(num_branches), self.template.opening_ids)
         for _ in range(self.max_reason_tokens + 1):
             logits_BV = self.decoder.extend(active)
@@ -92,11 +93,11 @@ class Scorer:
             active = {branch: [token] for branch, token in following.items() if token not in stops}
             for branch in [branch for branch in active if len(written[branch]) == self.max_reason_tokens]:
                 del active[branch]
+                cut[branch] = True
             for branch, (token,) in active.items():
                 written[branch].append(token)
             if not active:
                 break
-        cut = [len(ids) == self.max_reason_tokens for ids in written]
         return [self.tokenizer.decode(ids).strip() for ids in written], cut
 
 

@@ -137,10 +137,8 @@ class CollapseWatch(TrainerCallback):  # type: ignore[misc]
         watched = Watched(step, flagged, float(roc_auc_score(self.is_malicious, scores)), gap)
         self.seen.append(watched)
         if is_main:
-            append_json_line(
-                self.path,
-                {"step": step, "watch_flagged": round(flagged, 4), "watch_auroc": round(watched.auroc, 4), "watch_gap": round(gap, 4)},
-            )
+            figures = {"watch_flagged": flagged, "watch_auroc": watched.auroc, "watch_gap": gap}
+            append_json_line(self.path, {"step": step, **{key: round(value, 4) for key, value in figures.items()}})
             if watched.problem:
                 log.warning("COLLAPSE: %s (AUROC there %.2f)", watched.problem, watched.auroc)
         return watched

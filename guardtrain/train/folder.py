@@ -15,7 +15,9 @@ from guardtrain.overrides import dump_recipe, load_recipe, recipe_to_tree
 from guardtrain.train.trainer import list_checkpoints
 
 # What may differ between a run and its resumption: where it goes, and what only watches.
-MAY_CHANGE = {"name", "output", "evaluate", "train.report_to", "train.log_steps", "train.save_steps", "train.watch_steps", "train.watch_rows"}
+MAY_CHANGE = {"name", "output", "evaluate"} | {
+    f"train.{key}" for key in ("report_to", "log_steps", "save_steps", "watch_steps", "watch_rows")
+}
 
 
 @dataclass(frozen=True)

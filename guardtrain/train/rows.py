@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardtrain.config import DataConfig, Recipe, TaskConfig
-from guardtrain.data.checks import check_examples, overlap
+from guardtrain.data.checks import check_examples, class_balance, overlap
+from guardtrain.data.packing import Segment
 from guardtrain.data.problems import Problem, errors_of, set_aside, write_rejects
 from guardtrain.data.sources import LoadedRows, apply_weights, load_sources
 from guardtrain.data.splits import balanced_subset, split_validation
@@ -64,7 +65,7 @@ def load_rows(recipe: Recipe, template: Template) -> Rows:
 
 def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: int) -> PackStream:
     """All packs of the run, in order."""
-    trees = [_tree(template, row, recipe.task) for row in rows.train]
+    trees = [build_tree(template, row, recipe.task) for row in rows.train]
     index_of = {row.where: index for index, row in enumerate(rows.train)}
     weights = [source.weight for source in recipe.data.train]
 
@@ -91,7 +92,8 @@ def watch_slice(validation: Sequence[Example], max_rows: int, *, seed: int) -> l
     return balanced_subset(rows, max_rows, seed)
 
 
-def _tree(template: Template, row: Example, task: TaskConfig) -> Any:
+def build_tree(template: Template, row: Example, task: TaskConfig) -> Segment:
+    """The segments of one training row, below the policy for guard rows."""
     if isinstance(template, GuardTemplate) and isinstance(row, GuardExample):
         return template.row(row, task.modes)
     if isinstance(template, ChatTemplate) and isinstance(row, ChatExample):
@@ -122,7 +124,11 @@ def _checked(
         raise _refusal(errors)
     written = write_rejects(errors, data.rejects)
     notes.append(f"{written} bad rows set aside in {data.rejects}")
-    return set_aside(examples, errors)
+    kept = set_aside(examples, errors)
+    left = errors_of(class_balance([row for row in kept if isinstance(row, GuardExample)])) if kept else errors
+    if left:
+        raise _refusal(left)
+    return kept
 
 
 def _refusal(errors: Sequence[Problem]) -> DataError:

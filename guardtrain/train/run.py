@@ -18,9 +18,10 @@ from transformers import TrainingArguments, set_seed
 
 from guardtrain.config import Recipe
 from guardtrain.data.collate import collate
+from guardtrain.data.packing import layout
 from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import CheckpointError, ConfigError
-from guardtrain.evaluate.runner import Evaluation, choose_thresholds, evaluate
+from guardtrain.evaluate.runner import Evaluation, EvaluationMode, choose_thresholds, evaluate
 from guardtrain.inference.guards import Guard, GuardSettings, load_guard
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import prepare_for_training, trainable_parameters
@@ -28,9 +29,9 @@ from guardtrain.model.load import load_model, load_tokenizer
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
 from guardtrain.train.folder import RunFolder
-from guardtrain.train.rows import Rows, Template, build_stream, build_template, load_rows, watch_slice
+from guardtrain.train.rows import Rows, Template, build_stream, build_template, build_tree, load_rows, watch_slice
 from guardtrain.train.stream import PackStream
-from guardtrain.train.trainer import PackTrainer
+from guardtrain.train.trainer import PackTrainer, pack_loss_sum
 from guardtrain.types import GuardExample, Label, Mode
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def _train_and_measure(job: Job, *, resume: bool, console: Console) -> Outcome:
     checkpoint = job.folder.newest_checkpoint if resume else None
     if checkpoint:
         log.info("resuming from %s", checkpoint)
+    loss_before = _held_out_loss(job)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = _training_summary(job, trainer, time.perf_counter() - start)
@@ -128,7 +130,11 @@ def _train_and_measure(job: Job, *, resume: bool, console: Console) -> Outcome:
         return Outcome(job.folder, finished=False, summary=summary)
     collapsed = watch.problem if watch else None
     _save_model(job, trainer.accelerator.unwrap_model(trainer.model), collapsed)
-    outcome = _measure(job, summary, console) if isinstance(job.template, GuardTemplate) else Outcome(job.folder, True, summary)
+    if isinstance(job.template, GuardTemplate):
+        outcome = _measure(job, summary)
+    else:
+        losses = {"before": loss_before, "after": _held_out_loss(job)}
+        outcome = Outcome(job.folder, True, {**summary, "held_out_loss": losses})
     job.folder.summary.write_text(json.dumps(outcome.summary, indent=2) + "\n", encoding="utf-8")
     return outcome
 
@@ -257,13 +263,34 @@ def _settings(job: Job, collapsed: str | None) -> GuardSettings:
     )
 
 
-def _measure(job: Job, summary: dict[str, Any], console: Console) -> Outcome:
+def evaluation_modes(recipe: Recipe) -> list[EvaluationMode]:
+    """The recipe's evaluation modes, less those that it does not train."""
+    trained = set(recipe.task.modes)
+    return [mode for mode in recipe.evaluate.modes if (trained == {"off", "on"} if mode == "both" else mode in trained)]
+
+
+@torch.inference_mode()
+def _held_out_loss(job: Job) -> float | None:
+    """Mean loss over the supervised tokens of held-out instruct rows; None for task guard, which has better measures."""
+    if isinstance(job.template, GuardTemplate):
+        return None
+    job.model.eval()
+    device = next(job.model.parameters()).device
+    loss = weight = 0.0
+    for row in job.rows.validation:
+        pack = layout([build_tree(job.template, row, job.recipe.task)])
+        inputs = {name: tensor.to(device) for name, tensor in collate([pack]).items()}
+        weight += float(inputs["weights"].sum())
+        loss += float(pack_loss_sum(job.model, inputs))
+    return loss / weight
+
+
+def _measure(job: Job, summary: dict[str, Any]) -> Outcome:
     """Load what was saved, measure it on the held-out rows, and write thresholds that were chosen there into guard.json."""
     guard = load_guard(str(job.folder.root))
     settings = job.recipe.evaluate
     held_out = [row for row in job.rows.validation if isinstance(row, GuardExample)][: settings.max_rows]
-    modes = [mode for mode in settings.modes if mode in job.recipe.task.modes or set(job.recipe.task.modes) == {"off", "on"}]
-    evaluation = evaluate(guard.scorer(settings.pack_tokens), held_out, modes)
+    evaluation = evaluate(guard.scorer(settings.pack_tokens), held_out, evaluation_modes(job.recipe))
     thresholds = choose_thresholds(evaluation, settings.target_fpr)
     GuardSettings(**{**vars(guard.settings), "thresholds": thresholds}).write(job.folder.model)
     summary = {**summary, "collapsed": guard.settings.collapsed, "held_out": evaluation.to_json(), "thresholds": thresholds}

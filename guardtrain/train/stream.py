@@ -19,7 +19,8 @@ class PackStream(Dataset[Pack]):
     rows: the row trees; rows_of_epoch: which of them epoch e sees, in any order.
     root_ids: the shared policy's tokens, empty for flat packs. pack_tokens: budget of a pack, the root included.
     multiple: ranks times accumulation, so that every optimizer step is full.
-    epochs: may end within an epoch; max_steps: ends the run earlier. Raises ConfigError when the policy leaves no room, or rows cannot fill one step.
+    epochs: may end within an epoch; max_steps: ends the run earlier.
+    Raises ConfigError when the policy leaves no room, or rows cannot fill one step.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class PackStream(Dataset[Pack]):
             try:
                 planned = plan_packs([lengths[row] for row in chosen], room, num_packs_multiple=multiple, seed=seed + epoch)
             except ValueError as error:
-                raise ConfigError(str(error), where="train.packs_per_step", hint="fewer ranks, less accumulation or more rows") from error
+                hint = "fewer ranks, less accumulation or more rows"
+                raise ConfigError(str(error), where="train.packs_per_step", hint=hint) from error
             wanted = min(1.0, epochs - epoch) * len(planned)
             keep = math.ceil(wanted / multiple) * multiple
             self.packs += [[chosen[index] for index in pack] for pack in planned[:keep]]

@@ -33,21 +33,13 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    ) -> torch.Tensor:
         """The pack's weighted loss divided by the weight of all supervised tokens of the step, over all ranks."""
         self.computed_tokens += inputs["input_ids"].numel()
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            position_ids=inputs["position_ids"],
-            attention_mask=inputs["attention_mask"],
-            logits_to_keep=inputs["sources"],
-            use_cache=False,
-        )
         step_weight = num_items_in_batch if num_items_in_batch is not None else inputs["weights"].sum()
-        loss = weighted_nll_sum(outputs.logits[0], inputs["targets"], inputs["weights"]) / step_weight
         # Data-parallel engines average gradients over ranks; the loss is already divided by the global weight.
-        loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        loss: torch.Tensor = pack_loss_sum(model, inputs) / step_weight * self.accelerator.num_processes
+        return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
@@ -87,6 +79,18 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if self.args.should_save:
             for old in list_checkpoints(root)[: -self.keep_checkpoints]:
                 shutil.rmtree(old)
+
+
+def pack_loss_sum(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The weighted loss of a collated pack, summed over its supervised tokens; the head runs on those only."""
+    outputs = model(
+        input_ids=inputs["input_ids"],
+        position_ids=inputs["position_ids"],
+        attention_mask=inputs["attention_mask"],
+        logits_to_keep=inputs["sources"],
+        use_cache=False,
+    )
+    return weighted_nll_sum(outputs.logits[0], inputs["targets"], inputs["weights"])
 
 
 def list_checkpoints(root: Path) -> list[Path]:

@@ -1,0 +1,227 @@
+"""The command line. Every command parses, calls and prints; torch is imported only by those that need it.
+
+Exit codes: 0 done; 1 the answer is no; 2 bad input, in one line; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guardtrain import __version__
+from guardtrain.errors import ConfigError, GuardtrainError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+data_app = typer.Typer(no_args_is_help=True, help="Check and prepare data.")
+app.add_typer(data_app, name="data")
+
+INTERRUPTED = 130
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Fine-tune language models into reasoning guards, and measure them honestly."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder; an earlier quickstart in it is replaced.")] = Path(
+        "runs/quickstart"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Train the embedded model on the starter data: before, after, sample verdicts, and a guard to use."""
+    console = _start()
+    from guardtrain.overrides import load_recipe
+    from guardtrain.train.quickstart import run_quickstart
+
+    recipe = load_recipe("quickstart", [f"output.dir={json.dumps(str(out))}", *(overrides or [])])
+    report = run_quickstart(recipe, console=console)
+    if not report.finished:
+        raise typer.Exit(INTERRUPTED)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        report.show(_out())
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe on this machine and measure it on the held-out rows."""
+    console = _start()
+    from guardtrain.evaluate.report import measures_table
+    from guardtrain.overrides import load_recipe
+    from guardtrain.train.run import run
+
+    outcome = run(load_recipe(recipe, overrides or []), resume=resume, console=console)
+    if not outcome.finished:
+        raise typer.Exit(INTERRUPTED)
+    if as_json:
+        _print_json(outcome.summary)
+    elif os.environ.get("RANK", "0") == "0":
+        if outcome.evaluation:
+            _out().print(measures_table({"held-out rows": outcome.evaluation}))
+        _out().print(f"guard: {outcome.folder.model}", markup=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run or model folder, an embedded name, or a Hugging Face id.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Labelled rows: files, or 'starter'.")],
+    modes: Annotated[str, typer.Option(help="off, on, both, separated by commas.")] = "off,on,both",
+    max_rows: Annotated[int | None, typer.Option(min=2, help="A seeded, balanced subset of the rows.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A text file with another policy than the guard's own.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the figures here.")] = None,
+    scores_file: Annotated[Path | None, typer.Option("--scores", help="Write id, label and scores of each row here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score labelled rows and measure a guard: AUROC, AUPRC, F1, recall at 1 % and 5 % FPR."""
+    console = _start()
+    from guardtrain.evaluate.files import evaluate_files, parse_modes
+    from guardtrain.evaluate.report import measures_table, write_scores
+
+    policy_text = policy.read_text(encoding="utf-8") if policy else None
+    result = evaluate_files(model, data, parse_modes(modes), max_rows=max_rows, policy=policy_text, console=console)
+    if scores_file:
+        write_scores(result.evaluation, scores_file)
+    if json_file:
+        json_file.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        _out().print(measures_table({", ".join(Path(name).name for name in data): result.evaluation}))
+
+
+@data_app.command("check")
+def data_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Data files, folders, ids, or 'starter'.")],
+    kind: Annotated[str, typer.Option(help="guard or instruct.")] = "guard",
+    column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="For example prompt=instruction.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="For example jailbreak=malicious.")] = None,
+    reasons: Annotated[str | None, typer.Option(help="A JSONL file of reasons to join by id.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="A JSONL file of ids to leave out.")] = None,
+    model: Annotated[str | None, typer.Option(help="Count tokens with this model's tokenizer.")] = None,
+    max_prompt_tokens: Annotated[int, typer.Option(min=16, help="The token budget of a prompt.")] = 2048,
+    as_json: AsJson = False,
+) -> None:
+    """List every problem of data files, with file and line. Exit code 2 when a row could not be trained on."""
+    from guardtrain.data.report import check_files, rich_table
+
+    if kind not in {"guard", "instruct"}:
+        raise ConfigError("unknown kind", where="--kind", expected="guard or instruct", found=kind)
+    report = check_files(
+        files,
+        kind="instruct" if kind == "instruct" else "guard",
+        columns=_pairs("--column", column),
+        labels=_pairs("--label", label),
+        reasons=reasons,
+        exclude=exclude,
+        max_prompt_tokens=max_prompt_tokens if model else None,
+        count_tokens=_token_counter(model) if model else None,
+    )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        out = _out()
+        out.print(rich_table(report))
+        for note in report.notes:
+            out.print(f"note: {note}", markup=False)
+    raise typer.Exit(report.exit_code)
+
+
+def main() -> None:
+    """The console script `guardtrain`."""
+    raise SystemExit(_run(app))
+
+
+def train_main() -> None:
+    """`python -m guardtrain.train RECIPE …`: what a launcher starts on each rank."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command()(train)
+    raise SystemExit(_run(single))
+
+
+def _run(command: typer.Typer) -> int:
+    """Run a command; one clear line and exit code 2 for every error that guardtrain foresaw."""
+    debug = "--debug" in sys.argv
+    try:
+        command(standalone_mode=False)
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except typer.Abort:
+        return INTERRUPTED
+    except GuardtrainError as error:
+        if debug:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _start() -> Console:
+    """Logging and a console on the error stream; results go to the output stream."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    console = Console(stderr=True)
+    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    logger = logging.getLogger("guardtrain")
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger.handlers = [handler]
+    logger.propagate = False
+    return console
+
+
+def _out() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values or []]
+    for left, equals, right in pairs:
+        if not (left and equals and right):
+            raise ConfigError("not a pair", where=option, expected="LEFT=RIGHT", found=left + equals + right)
+    return {left: right for left, _, right in pairs}
+
+
+def _token_counter(model: str) -> Any:
+    from guardtrain.data.template import PlainEncoder
+    from guardtrain.model.load import load_tokenizer
+
+    encoder = PlainEncoder(load_tokenizer(model))
+    return lambda text: len(encoder.plain(text))

@@ -1,0 +1,50 @@
+"""Evaluations as tables for people and files for machines. Prompts and reasons never go into either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from guardtrain.evaluate.runner import Evaluation
+
+COLUMNS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "recall_at_1_fpr": "recall at 1 % FPR",
+    "recall_at_5_fpr": "recall at 5 % FPR",
+    "flagged": "flagged",
+    "false_positive_rate": "false alarms",
+}
+
+
+def measures_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:
+    """One line for each set and mode. F1, flagged and false alarms are at the guard's threshold."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("set", "mode", "rows"):
+        table.add_column(heading)
+    for heading in (*COLUMNS.values(), "no verdict"):
+        table.add_column(heading, justify="right")
+    for name, evaluation in evaluations.items():
+        for mode, measures in evaluation.measures.items():
+            figures = [f"{getattr(measures, key):.3f}" for key in COLUMNS]
+            table.add_row(name, mode, str(measures.rows), *figures, str(measures.parse_failures))
+    return table
+
+
+def write_scores(evaluation: Evaluation, path: Path) -> None:
+    """Write one JSON line for each row: id, where, source, label, the score of each mode, whether the reason was cut."""
+    with path.open("w", encoding="utf-8") as file:
+        for example, scored in zip(evaluation.examples, evaluation.scored, strict=True):
+            line = {
+                "id": example.id,
+                "where": example.where,
+                "source": example.source,
+                "label": example.label,
+                "scores": {mode: round(score, 6) for mode, score in scored.scores.items()},
+                "truncated": scored.truncated,
+            }
+            file.write(json.dumps(line) + "\n")

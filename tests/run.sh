@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Everything that must pass: style, types, tests. Same environment as the quickstart, with the test tools added.
+#
+#   bash tests/run.sh [PYTEST ARGUMENTS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh demo,qlora,evaluate,data,dev
+bash tests/fetch_tokenizers.sh || echo "Llama 3's tokenizer could not be fetched: its tests are skipped" >&2
+ruff check .
+ruff format --check .
+mypy
+# One test process per core, one thread each: small models gain nothing from more.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+exec python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup "$@"
