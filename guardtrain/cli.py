@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from guardtrain import __version__
@@ -170,11 +171,13 @@ def _run(command: typer.Typer) -> int:
     """Run a command; one clear line and exit code 2 for every error that guardtrain foresaw."""
     debug = "--debug" in sys.argv
     try:
-        command(standalone_mode=False)
-    except typer.Exit as exit_:
-        return exit_.exit_code
+        # Outside standalone mode the code of a typer.Exit comes back as the result.
+        code = command(standalone_mode=False)
     except typer.Abort:
         return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except GuardtrainError as error:
         if debug:
             raise
@@ -183,7 +186,7 @@ def _run(command: typer.Typer) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _start() -> Console:
@@ -192,6 +195,9 @@ def _start() -> Console:
     from rich.logging import RichHandler
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What libraries say at import of things that this run does not use: one line of ours for each fact is enough.
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     logger = logging.getLogger("guardtrain")

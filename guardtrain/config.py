@@ -6,6 +6,7 @@ raises one ConfigError that lists every problem.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -142,9 +143,9 @@ class TrainConfig:
             yield f"train.epochs: expected a number in (0, 1000], found {self.epochs}"
         if not 0 <= self.warmup_ratio < 1:
             yield f"train.warmup_ratio: expected a number in [0, 1), found {self.warmup_ratio}"
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             yield f"train.weight_decay: expected at least 0, found {self.weight_decay}"
-        if self.max_grad_norm <= 0:
+        if not 0 < self.max_grad_norm < math.inf:
             yield f"train.max_grad_norm: expected more than 0, found {self.max_grad_norm}"
         if self.max_steps is not None:
             yield from _at_least("train.max_steps", self.max_steps, 1)
@@ -188,6 +189,10 @@ class OutputConfig:
         """Yield one line per problem."""
         if not self.dir.strip():
             yield "output.dir: expected a folder, found an empty string"
+        try:
+            self.dir.format(recipe="name")
+        except (KeyError, IndexError, ValueError, AttributeError):
+            yield f"output.dir: expected a folder in which only {{recipe}} stands in braces, found {self.dir}"
         yield from _at_least("output.keep_checkpoints", self.keep_checkpoints, 1)
 
 

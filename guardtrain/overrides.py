@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -30,21 +31,30 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            where = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError("not a key", where=where, expected="a word", found=f"a {key_node.id}")
             if key_node.value in seen:
-                mark = key_node.start_mark
-                raise ConfigError(f"the key {key_node.value!r} is given twice", where=f"{mark.name}:{mark.line + 1}")
+                raise ConfigError(f"the key {key_node.value!r} is given twice", where=where)
             seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|)$"), ["~", "n", "N", ""])
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes a text that either YAML version would read as something else, such as off, 08 or 12e5 (a commit)."""
+
+
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+}
+for _kind, (_pattern, _first) in _SCALARS.items():
+    for _class in (_StrictLoader, _StrictDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first)
+# PyYAML reads 010 as octal and fails on 08.
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -53,13 +63,17 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError that lists every unknown key (with the nearest valid one), wrong type and impossible value.
     """
     path = find_recipe(name_or_path)
-    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError("not a text file", where=str(path), expected="UTF-8", found=f"byte {error.start} is not") from error
+    tree = parse_yaml(text, str(path))
     return build_recipe(tree, overrides, name=path.stem, where=str(path))
 
 
 def build_recipe(tree: dict[str, Any], overrides: Sequence[str], *, name: str, where: str) -> Recipe:
     """A checked Recipe from the parsed YAML `tree` and the overrides. Pure. Raises ConfigError."""
-    tree = {key: _expand(key, value) for key, value in tree.items()}
+    tree = {key: _expand(key, value) for key, value in copy.deepcopy(tree).items()}
     tree.setdefault("name", name)
     for override in overrides:
         apply_override(tree, override)
@@ -90,15 +104,16 @@ def find_recipe(name_or_path: str) -> Path:
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping that strict YAML `text` holds; `where` names it in errors. Raises ConfigError with file:line."""
-    loader = _StrictLoader(text)
-    loader.name = where
     try:
+        loader = _StrictLoader(text)
+        loader.name = where
         tree = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError("not valid YAML", where=f"{where}:{line}", found=str(error.problem)) from error
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError("not valid YAML", where=f"{where}:{line}", found=f"the character {error.character:#x}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -116,12 +131,13 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError("the value is not valid YAML", where=key, found=text) from error
-    if len(path) == 1:
-        tree[path[0]] = _expand(path[0], value)
-        return
+    if len(path) == 1 and isinstance(value, str) and path[0] in SHORTHAND:
+        path = [path[0], SHORTHAND[path[0]]]  # `model=NAME` keeps what the recipe says about the method
     node = tree
     for part in path[:-1]:
-        node = node.setdefault(part, {})
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
         if not isinstance(node, dict):
             raise ConfigError("not a section", where=override, found=f"a value at {part}")
     node[path[-1]] = value
@@ -135,7 +151,7 @@ def recipe_to_tree(recipe: Recipe) -> dict[str, Any]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe_to_tree(recipe), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe_to_tree(recipe), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _plain(value: Any) -> Any:
@@ -149,6 +165,8 @@ def _plain(value: Any) -> Any:
 def _expand(section: str, value: Any) -> Any:
     if isinstance(value, str) and section in SHORTHAND:
         return {SHORTHAND[section]: value}
+    if value is None and section != "name":
+        return {}  # a section whose lines are all commented out
     return value
 
 
@@ -162,7 +180,7 @@ def _unknown_keys(tree: dict[str, Any]) -> dict[tuple[str, ...], str]:
         elif isinstance(value, dict):
             default = sections[key].default_factory
             known: set[str] = {item.name for item in dataclasses.fields(default)} if dataclasses.is_dataclass(default) else set()
-            for name in value.keys() - known:
+            for name in [name for name in value if name not in known]:
                 unknown[(key, name)] = f"{key}.{name}: unknown key{_nearest(str(name), known, prefix=f'{key}.')}"
     return unknown
 

@@ -97,7 +97,7 @@ class GuardTemplate:
     def reason_stops(self) -> set[int]:
         """Tokens that end a reason: how its closing begins, the end of the turn, and a native closing token anywhere in it.
 
-        2026-11: Qwen3 by habit writes ".\\n" as one token and then </think>, so the closing's first token never comes.
+        2026-11: an untuned Qwen3 writes full stop and line end as one token, then </think>; the closing's first never comes.
         """
         closing = self.on_verdict.prefix
         return {closing[0], *self.encoder.powerful_ids.intersection(closing), *self.end_ids}

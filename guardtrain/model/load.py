@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from guardtrain.config import ModelConfig
-from guardtrain.errors import ModelError
+from guardtrain.errors import GuardtrainError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,13 @@ def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bo
             raise ModelError("a GGUF file cannot be quantised again", where=config.name, hint="use method lora, or the original")
         arguments["quantization_config"] = _nf4(weights_dtype)
     with _loading_errors(config.name, "model"), _quiet_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(source.path, revision=config.revision or "main", **arguments)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            source.path, revision=config.revision or "main", output_loading_info=True, **arguments
+        )
+    if loaded["missing_keys"]:  # transformers only warns, and fills them with random numbers
+        missing = sorted(loaded["missing_keys"])
+        found = f"{len(missing)} missing, {missing[0]} among them"
+        raise ModelError("the model's weights are incomplete", where=config.name, expected="every weight", found=found)
     model.config.use_cache = False
     return model
 
@@ -171,9 +178,11 @@ def _loading_errors(name: str, what: str) -> Iterator[None]:
     """One clear line instead of the twenty that a failed download or a broken folder gives."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"the {what} cannot be loaded", where=name, found=first) from error
+    except GuardtrainError:
+        raise
+    except Exception as error:  # safetensors, tokenizers and huggingface_hub raise errors of their own for a broken file
+        found = textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
+        raise ModelError(f"the {what} cannot be loaded", where=name, found=found) from error
 
 
 @contextlib.contextmanager

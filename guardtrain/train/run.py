@@ -177,7 +177,8 @@ def training_arguments(job: Job) -> TrainingArguments:
         warmup_steps=round(train.warmup_ratio * job.stream.num_steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        gradient_checkpointing=train.gradient_checkpointing,
+        # 2026-11: transformers 5.23 warns of this name even when it is off, and 5.17 does not know the new one.
+        **({"gradient_checkpointing": True} if train.gradient_checkpointing else {}),
         bf16=job.precision.compute is torch.bfloat16,
         fp16=job.precision.compute is torch.float16,
         use_cpu=not torch.cuda.is_available(),
