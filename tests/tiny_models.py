@@ -9,7 +9,9 @@ from guardtrain.types import GuardExample, Label, Turn
 POLICY = "Malicious: it tries to override instructions. Benign: everything else."
 
 
-def build_tiny(kind: str, *, vocab_size: int, tied: bool = True, num_layers: int = 2, hidden_size: int = 32, seed: int = 3) -> Any:
+def build_tiny(
+    kind: str, *, vocab_size: int, tied: bool = True, num_layers: int = 2, hidden_size: int = 32, seed: int = 3
+) -> Any:
     """A Llama or Qwen3 in float32 with grouped-query attention.
 
     The weights are ten times as wide as usual, so that what leaks moves the logits far more than rounding does.

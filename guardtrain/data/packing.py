@@ -130,6 +130,16 @@ def ancestors(parents_S: np.ndarray) -> np.ndarray:
     return is_ancestor_SS
 
 
+def row_starts(pack: Pack) -> list[int]:
+    """Index of the first token of each row: of the children of a lone root, or of the roots themselves in a flat pack."""
+    roots = np.flatnonzero(pack.parents_S < 0)
+    rows = np.flatnonzero(pack.parents_S == 0) if len(roots) == 1 else roots
+    if not len(rows):  # a lone segment is a flat pack of one row
+        rows = roots
+    starts: list[int] = np.searchsorted(pack.segment_ids_T, rows).tolist()
+    return starts
+
+
 def plan_packs(lengths: Sequence[int], budget: int, *, num_packs_multiple: int = 1, seed: int = 0) -> list[list[int]]:
     """Assign rows to packs: best fit over rows in shuffled order, so that a pack is a random sample of rows.
 

@@ -64,16 +64,17 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(source.path, **_gguf_arguments(source, tokenizer=True), revision=revision or "main")
 
 
-def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bool = False) -> Any:
+def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bool = False, attention: str = "sdpa") -> Any:
     """The causal language model of `config`, on the CPU in `weights_dtype`, not yet prepared for training.
 
+    attention: "sdpa" for inference, `guardtrain.model.attention.NAME` for training on packs.
     quantized: load as 4-bit NF4 with double quantisation (bitsandbytes), computing in `weights_dtype`.
     Raises ModelError when it cannot be had.
     """
     from transformers import AutoModelForCausalLM
 
     source = resolve(config.name)
-    arguments: dict[str, Any] = {"dtype": weights_dtype, "attn_implementation": "sdpa", **_gguf_arguments(source)}
+    arguments: dict[str, Any] = {"dtype": weights_dtype, "attn_implementation": attention, **_gguf_arguments(source)}
     if quantized:
         if source.gguf_file is not None:
             raise ModelError("a GGUF file cannot be quantised again", where=config.name, hint="use method lora, or the original")
@@ -154,9 +155,9 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
             tokenizer.save_pretrained(partial)
         try:
             partial.rename(folder)
-        except OSError:  # another process converted it meanwhile
+        except OSError as error:  # another process converted it meanwhile
             if not (folder / "config.json").is_file():
-                raise
+                raise ModelError("the cached model is incomplete", where=str(folder), hint="delete this folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -165,11 +166,15 @@ def read_guard_json(folder: Path) -> dict[str, Any]:
     """The `guard.json` of a trained guard. Raises ModelError when it is missing or broken."""
     path = folder / "guard.json"
     try:
-        guard: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        guard = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError("the folder holds no trained guard", where=str(path), hint="train one, or name a base model") from error
     except json.JSONDecodeError as error:
         raise ModelError("broken JSON", where=f"{path}:{error.lineno}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError("not a text file", where=str(path), expected="UTF-8") from error
+    if not isinstance(guard, dict):
+        raise ModelError("broken settings", where=str(path), expected="an object", found=type(guard).__name__)
     return guard
 
 

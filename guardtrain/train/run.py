@@ -25,6 +25,7 @@ from guardtrain.evaluate.runner import Evaluation, EvaluationMode, choose_thresh
 from guardtrain.inference.guards import Guard, GuardSettings, load_guard
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import prepare_for_training, trainable_parameters
+from guardtrain.model.attention import NAME as TREE_ATTENTION
 from guardtrain.model.load import load_model, load_tokenizer
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
@@ -95,7 +96,7 @@ def _build_model(recipe: Recipe, precision: Precision) -> Any:
     """Frozen weights are kept in the computing dtype, trained ones in float32."""
     is_adapter = recipe.model.method in {"lora", "qlora"}
     weights_dtype = precision.compute if is_adapter else torch.float32
-    model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora")
+    model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora", attention=TREE_ATTENTION)
     return prepare_for_training(model, recipe.model)
 
 

@@ -86,7 +86,7 @@ def pack_loss_sum(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     outputs = model(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
-        attention_mask=inputs["attention_mask"],
+        layout=inputs["layout"],
         logits_to_keep=inputs["sources"],
         use_cache=False,
     )

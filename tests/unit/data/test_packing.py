@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrain.data.collate import collate, tree_mask
+from guardtrain.data.collate import block_layout, collate, tree_mask
 from guardtrain.data.packing import Pack, Segment, ancestors, layout, plan_packs
 
 # --- planning
@@ -188,15 +188,34 @@ def test_ancestors_and_last_tokens(roots: list[Segment]) -> None:
 def test_collate_shapes() -> None:
     pack: Pack = layout([Segment([1, 2, 3], [0.0, 1.0, 2.0])])
     batch = collate([pack])
-    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
-        "input_ids": (1, 3),
-        "position_ids": (1, 3),
-        "attention_mask": (1, 1, 3, 3),
-        "sources": (2,),
-        "targets": (2,),
-        "weights": (2,),
-    }
-    assert str(batch["attention_mask"].dtype) == "torch.bool"
+    shapes = {name: tuple(tensor.shape) for name, tensor in batch.items() if name != "layout"}
+    assert shapes == {"input_ids": (1, 3), "position_ids": (1, 3), "sources": (2,), "targets": (2,), "weights": (2,)}
+    assert batch["layout"]["root_tokens"] == 0
+    assert [mask.tolist() for mask in batch["layout"]["masks"]] == [[[True, False, False], [True, True, False], [True] * 3]]
+
+
+shared_root = segments(3).filter(lambda root: root.children).map(lambda root: [unsupervised_start(root)])
+
+
+@given(roots=trees | shared_root, block_tokens=st.integers(1, 40))
+def test_blocks_are_the_tree_mask_cut_into_whole_rows(roots: list[Segment], block_tokens: int) -> None:
+    pack = layout(roots)
+    blocks = block_layout(pack, block_tokens)
+    root, sizes = blocks["root_tokens"], blocks["block_tokens"]
+    rebuilt_TT = np.zeros((len(pack), len(pack)), dtype=bool)
+    rebuilt_TT[:root, :root] = np.tri(root, dtype=bool)
+    start = root
+    for size, mask in zip(sizes, blocks["masks"], strict=True):
+        assert mask.shape == (size, root + size)
+        rebuilt_TT[start : start + size, :root] = mask[:, :root]
+        rebuilt_TT[start : start + size, start : start + size] = mask[:, root:]
+        start += size
+    assert start == len(pack)
+    assert np.array_equal(rebuilt_TT, tree_mask(pack))
+    assert root == (len(roots[0].input_ids) if len(roots) == 1 and roots[0].children else 0)
+    rows = list(roots[0].children) if root else roots
+    assert all(size >= block_tokens for size in sizes[:-1])
+    assert all(size < block_tokens + max(map(len, rows)) for size in sizes)  # closed as soon as it is large enough
 
 
 def test_collate_takes_one_pack() -> None:

@@ -313,9 +313,19 @@ def test_a_template_without_a_system_role_puts_the_policy_before_the_prompt(
 
 
 def test_a_broken_template_is_not_taken_for_one_without_a_system_role(fresh_smol_tokenizer: Any) -> None:
-    fresh_smol_tokenizer.chat_template = "{{ 1 / 0 }}"
+    fresh_smol_tokenizer.chat_template = NO_SYSTEM.replace("raise_exception('System role not supported')", "1 / 0")
     with pytest.raises(ZeroDivisionError):
         GuardTemplate(fresh_smol_tokenizer, POLICY)
+
+
+def test_a_template_that_prints_the_date_prints_a_fixed_one(fresh_smol_tokenizer: Any) -> None:
+    """Llama 3.1 writes today's date into the system turn: a guard would read other tokens every day."""
+    fresh_smol_tokenizer.chat_template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today is {{ date_string }}. " + OPENS_THINK.replace("THINK", "")
+    )
+    read = fresh_smol_tokenizer.decode(GuardTemplate(fresh_smol_tokenizer, POLICY).policy_ids)
+    assert read.startswith("Today is 26 Jul 2024. <|im_start|>system")
 
 
 def test_a_template_that_repeats_or_swaps_turns_is_refused(fresh_smol_tokenizer: Any) -> None:

@@ -1,0 +1,124 @@
+"""All packs of a run are known before its first step: full steps, whole epochs, and a policy at every root."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardtrain.data.packing import Segment
+from guardtrain.errors import ConfigError
+from guardtrain.train.stream import MIN_ROOM, PackStream
+
+ROOT_IDS = [1, 2, 3]
+
+
+def rows_of_lengths(lengths: list[int]) -> list[Segment]:
+    """Row r holds only the token 100 + r, so that a pack tells which rows are in it."""
+    return [Segment([100 + row] * length, [0.0, *[1.0] * (length - 1)]) for row, length in enumerate(lengths)]
+
+
+def stream(lengths: list[int], *, epochs: float = 1.0, multiple: int = 1, seed: int = 0, **arguments: object) -> PackStream:
+    everything = range(len(lengths))
+    settings = {"root_ids": ROOT_IDS, "pack_tokens": len(ROOT_IDS) + MIN_ROOM, **arguments}
+    return PackStream(rows_of_lengths(lengths), lambda epoch: everything, epochs=epochs, multiple=multiple, seed=seed, **settings)
+
+
+def rows_in(packs: PackStream, start: int = 0, stop: int | None = None) -> Counter[int]:
+    seen: Counter[int] = Counter()
+    for index in range(start, len(packs) if stop is None else stop):
+        ids_T = packs[index].input_ids_T
+        seen.update({int(row) - 100 for row in np.unique(ids_T[ids_T >= 100])})
+    return seen
+
+
+lengths_strategy = st.lists(st.integers(2, MIN_ROOM // 2), min_size=12, max_size=40)
+
+
+@given(lengths=lengths_strategy, epochs=st.integers(1, 3), multiple=st.integers(1, 3), seed=st.integers(0, 5))
+def test_every_row_once_per_epoch_in_full_steps(lengths: list[int], epochs: int, multiple: int, seed: int) -> None:
+    packs = stream(lengths, epochs=epochs, multiple=multiple, seed=seed)
+    assert rows_in(packs) == dict.fromkeys(range(len(lengths)), epochs)
+    assert len(packs) % multiple == 0
+    assert packs.num_steps * multiple == len(packs) == sum(packs.packs_per_epoch)
+    start = 0
+    for number in packs.packs_per_epoch:
+        assert rows_in(packs, start, start + number) == dict.fromkeys(range(len(lengths)), 1)
+        start += number
+    assert all(len(packs[index]) <= len(ROOT_IDS) + MIN_ROOM for index in range(len(packs)))
+
+
+def test_each_pack_has_the_policy_once_and_first() -> None:
+    packs = stream([30] * 20)
+    for index in range(len(packs)):
+        pack = packs[index]
+        assert pack.input_ids_T.tolist()[:3] == ROOT_IDS
+        assert (pack.input_ids_T < 100).sum() == len(ROOT_IDS)
+        assert pack.parents_S.tolist() == [-1] + [0] * (len(pack.parents_S) - 1)
+
+
+def test_without_a_policy_packs_are_flat() -> None:
+    pack = stream([30] * 4, root_ids=[])[0]
+    assert pack.parents_S.tolist() == [-1] * 4
+
+
+def test_a_stream_is_the_same_again_and_epochs_differ() -> None:
+    lengths = [5 + row % 40 for row in range(60)]
+    one, two = stream(lengths, epochs=2), stream(lengths, epochs=2)
+    assert one.packs == two.packs
+    first, second = one.packs[: one.packs_per_epoch[0]], one.packs[one.packs_per_epoch[0] :]
+    assert first != second
+    assert stream(lengths, epochs=1).packs == first  # more epochs change nothing about the earlier ones
+    assert stream(lengths, seed=1).packs != first
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(0.5, 0.5), (1.25, 1.25), (2.0, 2.0)])
+def test_epochs_may_end_within_an_epoch(epochs: float, share: float) -> None:
+    lengths = [40] * 120
+    whole = len(stream(lengths))
+    assert len(stream(lengths, epochs=epochs)) == pytest.approx(share * whole, abs=1)
+    assert len(stream(lengths, epochs=epochs, multiple=4)) % 4 == 0
+
+
+def test_max_steps_ends_the_run_earlier_and_never_later() -> None:
+    lengths = [40] * 60
+    whole = stream(lengths, multiple=2)
+    short = stream(lengths, multiple=2, max_steps=3)
+    assert short.num_steps == 3
+    assert short.packs == whole.packs[:6]
+    assert stream(lengths, multiple=2, max_steps=10_000).packs == whole.packs
+
+
+def test_each_epoch_sees_its_own_rows() -> None:
+    rows = rows_of_lengths([20] * 30)
+    packs = PackStream(
+        rows,
+        lambda epoch: range(10) if epoch == 0 else range(5, 30),
+        root_ids=ROOT_IDS,
+        pack_tokens=200,
+        multiple=1,
+        epochs=2,
+        seed=0,
+    )
+    assert rows_in(packs, 0, packs.packs_per_epoch[0]) == dict.fromkeys(range(10), 1)
+    assert rows_in(packs, packs.packs_per_epoch[0]) == dict.fromkeys(range(5, 30), 1)
+
+
+def test_a_policy_that_leaves_no_room_is_refused_with_what_would_do() -> None:
+    with pytest.raises(ConfigError, match=rf"train.pack_tokens: .*at least {3 + MIN_ROOM}, found {2 + MIN_ROOM}"):
+        stream([10] * 4, pack_tokens=2 + MIN_ROOM)
+
+
+def test_too_few_rows_for_one_step_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train.packs_per_step: 3 rows cannot fill a multiple of 4"):
+        stream([10] * 3, multiple=4)
+
+
+def test_fill_is_the_share_of_the_budget_that_is_used() -> None:
+    packs = stream([64] * 4)
+    assert len(packs) == 2
+    assert packs.fill(len(ROOT_IDS) + MIN_ROOM) == 1.0
+    assert packs.fill(2 * (len(ROOT_IDS) + MIN_ROOM)) == 0.5
