@@ -49,6 +49,8 @@ class Source:
     path: a .jsonl, .json, .csv or .parquet file, a saved `datasets` folder, a Hugging Face data set id, or ``starter``.
     weight: how often each of its rows is seen per epoch (0.5: half of them, 2: each twice).
     reasons: a JSONL file with `id` and `reason` that is joined to the rows.
+    label: the label of every row, for files that have no label column.
+    config: which configuration of a Hugging Face data set.
     columns: their name for each of our fields, for example {prompt: instruction, label: is_malicious}.
     labels: their label values, for example {jailbreak: malicious}.
     """
@@ -58,6 +60,8 @@ class Source:
     path: str
     weight: float = 1.0
     split: str = "train"
+    config: str | None = None
+    label: Literal["malicious", "benign"] | None = None
     reasons: str | None = None
     exclude: str | None = None  # a JSONL file of ids to leave out, for example rows whose label was doubted
     columns: dict[str, str] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class DataConfig:
     train: tuple[Source, ...] = (Source(path="starter"),)
     validation: tuple[Source, ...] = ()  # empty: hold out `validation_fraction` of the training rows
     validation_fraction: float = 0.15
-    max_rows: int | None = None  # a seeded, class-balanced subset of the training rows; null: all of them
+    max_rows: int | None = None  # a seeded, class-balanced subset of the training rows, reasoned ones first; null: all
     max_prompt_tokens: int = 2048  # a longer prompt is refused, never truncated
     rejects: str | None = None  # set bad rows aside into this JSONL file instead of refusing to train
     seed: int = 17

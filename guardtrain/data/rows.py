@@ -20,6 +20,7 @@ class Reading:
     columns: Mapping[str, str]
     labels: Mapping[str, Label]
     source: str  # the source of rows that name none
+    label: Label | None = None  # of every row, for files without a label column
 
 
 def guard_row(record: Record, reading: Reading) -> tuple[GuardExample | None, list[Problem]]:
@@ -88,6 +89,8 @@ def _prompt(value: Any, note: Any) -> tuple[Turn, ...]:
 
 
 def _label(values: Mapping[str, Any], reading: Reading, note: Any) -> Label | None:
+    if reading.label is not None:
+        return reading.label
     column = reading.columns["label"]
     label = read_label(values.get("label"), column, reading.labels)
     if label is None:

@@ -14,11 +14,11 @@ from guardtrain.config import Source
 from guardtrain.data.columns import CHAT_COLUMNS, GUARD_COLUMNS, check_label_map, match_columns, plain_name
 from guardtrain.data.keys import pair_of, row_key, seeded_rank
 from guardtrain.data.problems import AnyExample, Cause, Problem
-from guardtrain.data.records import STARTER, Record, read_records
+from guardtrain.data.records import STARTERS, Record, read_records
 from guardtrain.data.rows import Reading, chat_row, guard_row
 from guardtrain.data.turns import BrokenTurns, checked_text
 from guardtrain.errors import DataError
-from guardtrain.types import Example, GuardExample
+from guardtrain.types import Example, GuardExample, Label
 
 Kind = Literal["guard", "instruct"]
 RowReader = Callable[[Record, Reading], tuple[Example | None, list[Problem]]]
@@ -68,7 +68,7 @@ def read_source(source: Source, kind: Kind) -> tuple[list[Example], list[Problem
     examples: list[Example] = []
     problems: list[Problem] = []
     records: list[Record] = []
-    for item in read_records(source.path, source.split):
+    for item in read_records(source.path, source.split, source.config):
         if isinstance(item, Record):
             records.append(item)
         else:
@@ -113,12 +113,18 @@ def _draw(examples: Sequence[AnyExample], count: int, seed: int) -> list[AnyExam
 
 def _reading(source: Source, kind: Kind, records: Sequence[Record]) -> Reading:
     found = list(dict.fromkeys(column for record in records for column in record.values))
-    if kind == "guard":
-        columns = match_columns(found, GUARD_COLUMNS, source.columns, ("prompt", "label"), source.path)
-    else:
-        columns = _chat_columns(found, source)
+    columns = _guard_columns(found, source) if kind == "guard" else _chat_columns(found, source)
     labels = check_label_map(source.labels, source.path)
-    return Reading(columns, labels, STARTER if source.path == STARTER else Path(source.path).stem)
+    name = source.path if source.path in STARTERS else Path(source.path).stem
+    return Reading(columns, labels, name, Label(source.label) if source.label else None)
+
+
+def _guard_columns(found: list[str], source: Source) -> dict[str, str]:
+    if source.label is None:
+        return match_columns(found, GUARD_COLUMNS, source.columns, ("prompt", "label"), source.path)
+    # Every row has the same label: a column that looks like one is another thing.
+    table = {field: names for field, names in GUARD_COLUMNS.items() if field != "label"}
+    return match_columns(found, table, source.columns, ("prompt",), source.path)
 
 
 def _chat_columns(found: list[str], source: Source) -> dict[str, str]:

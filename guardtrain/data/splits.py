@@ -9,7 +9,7 @@ from guardtrain.data.keys import example_text, label_of, normalised, pair_of, ro
 from guardtrain.data.problems import AnyExample
 from guardtrain.data.similar import Groups, shingle_ids, similar_pairs
 from guardtrain.errors import DataError
-from guardtrain.types import Example
+from guardtrain.types import Example, GuardExample
 
 Stratum = tuple[str, str]  # label, source
 Unit = list[int]  # rows that stay together
@@ -41,21 +41,30 @@ def split_validation(examples: Sequence[AnyExample], fraction: float, seed: int)
     return training, validation
 
 
-def balanced_subset(examples: Sequence[AnyExample], max_rows: int, seed: int) -> list[AnyExample]:
+def balanced_subset(examples: Sequence[AnyExample], max_rows: int, seed: int, *, reasons_first: bool = False) -> list[AnyExample]:
     """At most `max_rows` rows, both classes in equal numbers as far as the rows reach, pairs whole; order kept.
 
     Where one class is too small, the other fills up. Pure, and independent of the order of rows.
+    reasons_first: rows without a reason only fill what those with one leave; a reason teaches more than a label.
     Raises DataError when `max_rows` leaves no place for a class.
     """
     if len(examples) <= max_rows:
         return list(examples)
     labels = [label_of(example) for example in examples]
-    ranked = sorted(_units(examples, lambda rows, groups: None), key=lambda unit: _rank(examples, unit, seed))
+
+    def place(unit: Unit) -> tuple[bool, tuple[int, str]]:
+        return reasons_first and not all(_has_reason(examples[row]) for row in unit), _rank(examples, unit, seed)
+
+    ranked = sorted(_units(examples, lambda rows, groups: None), key=place)
     chosen = _take(ranked, lambda row: labels[row], _even_quotas(Counter(labels), max_rows))
     kept = sorted(row for unit in chosen for row in unit)
     subset = [examples[row] for row in kept]
     _need_every_class(examples, subset, f"a subset of {max_rows}")
     return subset
+
+
+def _has_reason(example: Example) -> bool:
+    return isinstance(example, GuardExample) and example.reason is not None
 
 
 def _units(examples: Sequence[AnyExample], join_more: Callable[[Sequence[AnyExample], Groups], None]) -> list[Unit]:

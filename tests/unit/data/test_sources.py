@@ -134,7 +134,7 @@ def test_a_hugging_face_id_goes_to_load_dataset(monkeypatch: pytest.MonkeyPatch)
     datasets = pytest.importorskip("datasets")
     calls = []
 
-    def load_dataset(path: str, split: str) -> Any:
+    def load_dataset(path: str, config: str | None, split: str) -> Any:
         calls.append((path, split))
         return datasets.Dataset.from_list(ROWS)
 
@@ -148,7 +148,7 @@ def test_a_hugging_face_id_goes_to_load_dataset(monkeypatch: pytest.MonkeyPatch)
 def test_a_hugging_face_error_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(path: str, split: str) -> Any:
+    def load_dataset(path: str, config: str | None, split: str) -> Any:
         raise ConnectionError("no route to the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -587,3 +587,13 @@ def test_the_real_rows_load_without_errors() -> None:
     assert errors_of(loaded.problems) == []
     assert len(loaded.examples) == 13_011 - 26
     assert sum(isinstance(row, GuardExample) and row.reason is not None for row in loaded.examples) == 879
+
+
+def test_a_source_can_give_every_row_its_label(tmp_path: Path) -> None:
+    """Lists of attacks have no label column; one that looks like a label (a severity class) is then left alone."""
+    path = tmp_path / "attacks.csv"
+    path.write_text("goal,class\nfirst attack text,high\nsecond attack text,low\n", encoding="utf-8")
+    source = Source(path=str(path), label="malicious", columns={"prompt": "goal"})
+    loaded = load_sources([source], "guard")
+    assert loaded.problems == []
+    assert [row.label for row in loaded.examples if isinstance(row, GuardExample)] == [Label.MALICIOUS] * 2

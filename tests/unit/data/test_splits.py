@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,13 @@ def test_the_real_rows_split_by_source_without_leaks() -> None:
     assert overlap(training, validation) == []
     sizes, held = Counter(example.source for example in rows), Counter(example.source for example in validation)
     assert {source: held[source] for source in sizes} == {source: pytest.approx(0.15 * sizes[source], abs=1) for source in sizes}
+
+
+def test_a_subset_takes_rows_with_a_reason_first() -> None:
+    plain = [row(number, ("malicious", "benign")[number % 2]) for number in range(80)]
+    rows = [replace(plain[number], reason="It asks for a thing." if number % 4 < 2 else None) for number in range(80)]
+    subset = balanced_subset(rows, 50, seed=1, reasons_first=True)
+    assert sum(kept.reason is not None for kept in subset) == 40
+    assert sum(kept.label is Label.BENIGN for kept in subset) == 25
+    by_chance = balanced_subset(rows, 50, seed=1)
+    assert sum(kept.reason is not None for kept in by_chance) < 40
