@@ -75,6 +75,7 @@ def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: 
     return PackStream(
         trees,
         rows_of_epoch,
+        pairs=[row.pair if isinstance(row, GuardExample) else "" for row in rows.train],
         root_ids=template.policy_ids if isinstance(template, GuardTemplate) else [],
         pack_tokens=recipe.train.pack_tokens,
         multiple=world_size * recipe.train.packs_per_step,

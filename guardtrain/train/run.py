@@ -68,13 +68,19 @@ def run(recipe: Recipe, *, resume: bool = False, console: Console) -> Outcome:
     set_seed(recipe.train.seed)
     job = build_job(recipe, resume=resume)
     handler = job.folder.log_handler()
-    logging.getLogger("guardtrain").addHandler(handler)
+    logger = logging.getLogger("guardtrain")
+    logger.setLevel(min(logger.level or logging.INFO, logging.INFO) if _is_main() else logging.ERROR)
+    logger.addHandler(handler)
     try:
         _say_plan(job)
         return _train_and_measure(job, resume=resume, console=console)
     finally:
-        logging.getLogger("guardtrain").removeHandler(handler)
+        logger.removeHandler(handler)
         handler.close()
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def build_job(recipe: Recipe, *, resume: bool = False) -> Job:

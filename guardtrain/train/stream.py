@@ -17,6 +17,8 @@ class PackStream(Dataset[Pack]):
     """Packs of all epochs one after the other; item i is the i-th micro-batch over all ranks.
 
     rows: the row trees; rows_of_epoch: which of them epoch e sees, in any order.
+    pairs: for each row the name of its minimal pair, or "". Twins train in the same pack: what they share cancels in the
+    gradient of that step, and what tells them apart remains.
     root_ids: the shared policy's tokens, empty for flat packs. pack_tokens: budget of a pack, the root included.
     multiple: ranks times accumulation, so that every optimizer step is full.
     epochs: may end within an epoch; max_steps: ends the run earlier.
@@ -28,6 +30,7 @@ class PackStream(Dataset[Pack]):
         rows: Sequence[Segment],
         rows_of_epoch: Callable[[int], Sequence[int]],
         *,
+        pairs: Sequence[str] = (),
         root_ids: list[int],
         pack_tokens: int,
         multiple: int,
@@ -45,19 +48,19 @@ class PackStream(Dataset[Pack]):
                 expected=f"at least {len(root_ids) + MIN_ROOM}",
                 found=str(pack_tokens),
             )
-        lengths = [len(row) for row in rows]
         self.packs: list[list[int]] = []
         self.packs_per_epoch: list[int] = []
         for epoch in range(math.ceil(epochs)):
-            chosen = rows_of_epoch(epoch)
+            units = group_twins(rows_of_epoch(epoch), pairs)
+            lengths = [sum(len(rows[row]) for row in unit) for unit in units]
             try:
-                planned = plan_packs([lengths[row] for row in chosen], room, num_packs_multiple=multiple, seed=seed + epoch)
+                planned = plan_packs(lengths, room, num_packs_multiple=multiple, seed=seed + epoch)
             except ValueError as error:
                 hint = "fewer ranks, less accumulation or more rows"
                 raise ConfigError(str(error), where="train.packs_per_step", hint=hint) from error
             wanted = min(1.0, epochs - epoch) * len(planned)
             keep = math.ceil(wanted / multiple) * multiple
-            self.packs += [[chosen[index] for index in pack] for pack in planned[:keep]]
+            self.packs += [[row for unit in pack for row in units[unit]] for pack in planned[:keep]]
             self.packs_per_epoch.append(len(planned))
         if max_steps is not None:
             del self.packs[max_steps * multiple :]
@@ -74,3 +77,12 @@ class PackStream(Dataset[Pack]):
         """Tokens in all packs divided by their budgets."""
         used = sum(len(self.root_ids) + sum(len(self.rows[row]) for row in pack) for pack in self.packs)
         return used / (len(self.packs) * pack_tokens)
+
+
+def group_twins(rows: Sequence[int], pairs: Sequence[str]) -> list[list[int]]:
+    """`rows` in units that stay together: those of one pair in one unit, every other row alone. Order of first appearance."""
+    units: dict[object, list[int]] = {}
+    for position, row in enumerate(rows):
+        key = (pairs[row] if pairs else "") or position
+        units.setdefault(key, []).append(row)
+    return list(units.values())

@@ -122,3 +122,16 @@ def test_fill_is_the_share_of_the_budget_that_is_used() -> None:
     assert len(packs) == 2
     assert packs.fill(len(ROOT_IDS) + MIN_ROOM) == 1.0
     assert packs.fill(2 * (len(ROOT_IDS) + MIN_ROOM)) == 0.5
+
+
+def test_twins_train_in_the_same_pack() -> None:
+    """Twelve pairs and eight single rows over many small packs: no pair is torn, in any epoch, and no row is lost."""
+    rows = [Segment([1] * 60, [1.0] * 60) for _ in range(32)]
+    pairs = [f"pair-{number // 2}" if number < 24 else "" for number in range(32)]
+    stream = PackStream(
+        rows, lambda epoch: list(range(32)), pairs=pairs, root_ids=[1] * 10, pack_tokens=300, multiple=2, epochs=3, seed=0
+    )
+    assert len(stream) > 12
+    for pack in stream.packs:
+        assert all(pack.count(row) == pack.count(row ^ 1) for row in pack if row < 24)
+    assert sorted(row for pack in stream.packs for row in pack) == sorted([*range(32)] * 3)

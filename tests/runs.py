@@ -1,4 +1,4 @@
-"""A tiny model on disk, a small data file, and the command line called in this process."""
+"""Fixtures of whole runs: a tiny model on disk, a small data file, and the command line called in this process."""
 
 from __future__ import annotations
 
