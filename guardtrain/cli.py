@@ -96,6 +96,7 @@ def evaluate(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Labelled rows: files, or 'starter'.")],
     modes: Annotated[str, typer.Option(help="off, on, both, separated by commas.")] = "off,on,both",
     max_rows: Annotated[int | None, typer.Option(min=2, help="A seeded, balanced subset of the rows.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Replaces the guard's own limit.")] = None,
     policy: Annotated[Path | None, typer.Option(help="A text file with another policy than the guard's own.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the figures here.")] = None,
     scores_file: Annotated[Path | None, typer.Option("--scores", help="Write id, label and scores of each row here.")] = None,
@@ -107,7 +108,15 @@ def evaluate(
     from guardtrain.evaluate.report import measures_table, write_scores
 
     policy_text = policy.read_text(encoding="utf-8") if policy else None
-    result = evaluate_files(model, data, parse_modes(modes), max_rows=max_rows, policy=policy_text, console=console)
+    result = evaluate_files(
+        model,
+        data,
+        parse_modes(modes),
+        max_rows=max_rows,
+        max_prompt_tokens=max_prompt_tokens,
+        policy=policy_text,
+        console=console,
+    )
     if scores_file:
         write_scores(result.evaluation, scores_file)
     if json_file:
@@ -182,6 +191,11 @@ def _run(command: typer.Typer) -> int:
         if debug:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # an output file that cannot be written, a disk that is full
+        if debug:
+            raise
+        print(f"{error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

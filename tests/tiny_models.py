@@ -28,7 +28,7 @@ def build_tiny(
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=hidden_size // 4,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         initializer_range=0.2,
         tie_word_embeddings=tied,
         attn_implementation="sdpa",

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from guardtrain.config import Source
-from guardtrain.data.problems import errors_of
+from guardtrain.data.checks import over_budget
+from guardtrain.data.problems import Problem, errors_of
 from guardtrain.data.sources import load_sources
 from guardtrain.data.splits import balanced_subset
 from guardtrain.errors import ConfigError, DataError
@@ -57,21 +58,24 @@ def evaluate_files(
     modes: Sequence[EvaluationMode],
     *,
     max_rows: int | None = None,
+    max_prompt_tokens: int | None = None,
     policy: str | None = None,
     console: Console,
 ) -> FileEvaluation:
-    """Score every row of `data` with the guard `model`. Raises DataError for any row that cannot be scored: none is dropped."""
+    """Score every row of `data` with the guard `model`.
+
+    max_prompt_tokens: replaces the guard's own limit. Raises DataError for any row that cannot be scored: none is dropped.
+    """
     loaded = load_sources([Source(path=path) for path in data], "guard")
-    errors = errors_of(loaded.problems)
-    if errors:
-        more = f"; and {len(errors) - 1} more problems (guardtrain data check lists all)" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0].cause}: {errors[0].what}{more}", where=errors[0].where)
+    _refuse(errors_of(loaded.problems))
     examples = [example for example in loaded.examples if isinstance(example, GuardExample)]
     if {example.label for example in examples} != set(Label):
         raise DataError("the measures need both classes", where=", ".join(data), found=f"{len(examples)} rows of one class")
     if max_rows is not None:
         examples = balanced_subset(examples, max_rows, seed=0)
     guard = load_guard(model, policy=policy)
+    limit = max_prompt_tokens or guard.settings.max_prompt_tokens
+    _refuse(over_budget(examples, limit, lambda text: len(guard.template.encoder.plain(text))), hint="--max-prompt-tokens")
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("score", total=len(examples))
         evaluation = evaluate(
@@ -82,6 +86,12 @@ def evaluate_files(
             on_row=lambda: progress.advance(task),
         )
     return FileEvaluation(model, data, guard, evaluation)
+
+
+def _refuse(errors: Sequence[Problem], hint: str | None = None) -> None:
+    if errors:
+        more = f"; and {len(errors) - 1} more problems" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0].cause}: {errors[0].what}{more}", where=errors[0].where, hint=hint)
 
 
 def flagged_by_source(evaluation: Evaluation) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ class GuardSettings:
     """What `guard.json` holds: everything beside the weights that a verdict depends on.
 
     base_model: the model argument the guard was trained from; needed again where only an adapter was saved.
-    policy, modes, max_reason_tokens: as in training.
+    policy, modes, max_reason_tokens, max_prompt_tokens: as in training.
     thresholds: by evaluation mode (off, on, both): flag when score >= threshold; set at `target_fpr` on validation rows.
     collapsed: what the collapse watch last said, None when all was well.
     """
@@ -34,6 +34,7 @@ class GuardSettings:
     policy: str = DEFAULT_POLICY
     modes: tuple[str, ...] = ("off", "on")
     max_reason_tokens: int = 64
+    max_prompt_tokens: int = 2048
     thresholds: dict[str, float] = field(default_factory=dict)
     target_fpr: float | None = None
     collapsed: str | None = None

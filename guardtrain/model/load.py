@@ -79,7 +79,7 @@ def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bo
         if source.gguf_file is not None:
             raise ModelError("a GGUF file cannot be quantised again", where=config.name, hint="use method lora, or the original")
         arguments["quantization_config"] = _nf4(weights_dtype)
-    with _loading_errors(config.name, "model"), _quiet_progress_bars():
+    with _loading_errors(config.name, "model"), quiet_progress_bars():
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source.path, revision=config.revision or "main", output_loading_info=True, **arguments
         )
@@ -148,7 +148,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
-        with _loading_errors(str(gguf), "GGUF model"), _quiet_progress_bars():
+        with _loading_errors(str(gguf), "GGUF model"), quiet_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32, **_gguf_arguments(source))
             tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
             model.save_pretrained(partial)
@@ -191,7 +191,8 @@ def _loading_errors(name: str, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_progress_bars() -> Iterator[None]:
+def quiet_progress_bars() -> Iterator[None]:
+    """No bars of transformers inside: they flash by, and ours shows the work that takes time."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -26,7 +26,7 @@ from guardtrain.inference.guards import Guard, GuardSettings, load_guard
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import prepare_for_training, trainable_parameters
 from guardtrain.model.attention import NAME as TREE_ATTENTION
-from guardtrain.model.load import load_model, load_tokenizer
+from guardtrain.model.load import load_model, load_tokenizer, quiet_progress_bars
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
 from guardtrain.train.folder import RunFolder
@@ -94,6 +94,7 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
     rows = load_rows(recipe, template)
     stream = build_stream(recipe, template, rows, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     model = _build_model(recipe, precision)
+    _check_context(recipe, template, model)
     folder.start(recipe, resume=resume)
     return Job(recipe, folder, tokenizer, template, rows, stream, precision, model)
 
@@ -104,6 +105,19 @@ def _build_model(recipe: Recipe, precision: Precision) -> Any:
     weights_dtype = precision.compute if is_adapter else torch.float32
     model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora", attention=TREE_ATTENTION)
     return prepare_for_training(model, recipe.model)
+
+
+def _check_context(recipe: Recipe, template: Template, model: Any) -> None:
+    """The longest row that the recipe admits must fit the positions that the model was made for."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    needed = recipe.data.max_prompt_tokens
+    if isinstance(template, GuardTemplate):
+        needed += len(template.policy_ids) + recipe.task.max_reason_tokens
+    if limit is not None and needed > limit:
+        found = f"{needed} with policy and reason" if isinstance(template, GuardTemplate) else str(needed)
+        raise ConfigError(
+            "longer rows than the model has positions", where="data.max_prompt_tokens", expected=f"at most {limit}", found=found
+        )
 
 
 def _say_plan(job: Job) -> None:
@@ -244,7 +258,8 @@ def _save_model(job: Job, model: Any, collapsed: str | None) -> None:
     partial = job.folder.root / "tmp-model"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
+        with quiet_progress_bars():
+            model.save_pretrained(partial)
         job.tokenizer.save_pretrained(partial)
         if isinstance(job.template, GuardTemplate):
             _settings(job, collapsed).write(partial)
@@ -266,6 +281,7 @@ def _settings(job: Job, collapsed: str | None) -> GuardSettings:
         policy=task.policy,
         modes=task.modes,
         max_reason_tokens=task.max_reason_tokens,
+        max_prompt_tokens=job.recipe.data.max_prompt_tokens,
         target_fpr=job.recipe.evaluate.target_fpr,
         collapsed=collapsed,
     )

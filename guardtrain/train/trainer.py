@@ -12,6 +12,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from guardtrain.errors import CheckpointError
+from guardtrain.model.load import quiet_progress_bars
 from guardtrain.model.loss import weighted_nll_sum
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         root = Path(self.args.output_dir)
         self._saving = True
         try:
-            super()._save_checkpoint(model, trial)
+            with quiet_progress_bars():
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 shutil.rmtree(root / name, ignore_errors=True)

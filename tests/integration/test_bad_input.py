@@ -92,12 +92,13 @@ def test_one_class_only(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
     check_refused(guardtrain("evaluate", "smollm2-135m", path), "one class")
 
 
-def test_a_very_long_prompt_is_refused_not_truncated(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
+def test_a_very_long_prompt_is_refused_not_truncated(guardtrain: Any, tiny_run: Any, tiny_folder: str, tmp_path: Path) -> None:
     lines = mixed_rows(12)
     lines[3] = row(3, "malicious", "very long words " * 12_500)
     assert len(json.loads(lines[3])["prompt"]) == 200_000
     path, rejects = write_lines(tmp_path / "long.jsonl", lines), tmp_path / "rejects.jsonl"
     check_refused(guardtrain(*tiny_run(f"data.train={path}")), "long.jsonl:4", "token budget")
+    check_refused(guardtrain("evaluate", tiny_folder, path), "long.jsonl:4", "token budget", "--max-prompt-tokens")
     called = guardtrain(*tiny_run(f"data.train={path}", f"data.rejects={rejects}", "train.max_steps=1"))
     assert called.code == 0, called.err
     assert json.loads(rejects.read_text())["where"].endswith("long.jsonl:4")
@@ -132,6 +133,20 @@ def write_wordless_tokenizer(folder: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[EOS]").save_pretrained(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def test_a_policy_or_output_file_that_is_not_there(guardtrain: Any, rows_file: str, tiny_folder: str, tmp_path: Path) -> None:
+    check_refused(guardtrain("evaluate", tiny_folder, rows_file, "--policy", tmp_path / "none.txt"), "none.txt")
+    scores = tmp_path / "nowhere" / "scores.jsonl"
+    check_refused(guardtrain("evaluate", tiny_folder, rows_file, "--modes", "off", "--scores", scores), "scores.jsonl")
+
+
+def test_modes_that_do_not_exist(guardtrain: Any, rows_file: str, tiny_folder: str) -> None:
+    check_refused(guardtrain("evaluate", tiny_folder, rows_file, "--modes", "off,loud"), "--modes", "off,loud")
+
+
+def test_rows_longer_than_the_model_can_place(guardtrain: Any, tiny_run: Any) -> None:
+    check_refused(guardtrain(*tiny_run("data.max_prompt_tokens=100000")), "data.max_prompt_tokens", "positions")
 
 
 def test_another_run_is_not_overwritten(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
