@@ -29,6 +29,7 @@ class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are texts, each given once."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             where = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"

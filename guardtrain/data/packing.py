@@ -87,6 +87,7 @@ class _Builder:
     weights: list[float] = field(default_factory=list)
 
     def add(self, segment: Segment, parent: int, parent_last: int, position: int) -> None:
+        """Append a segment and its subtree. parent_last: index of the parent's last token; position: of its first token."""
         index, start = len(self.parents), len(self.input_ids)
         self.parents.append(parent)
         self.input_ids += segment.input_ids

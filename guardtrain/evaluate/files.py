@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from rich.console import Console
-from rich.progress import Progress
 
 from guardtrain.config import Source
 from guardtrain.data.checks import over_budget
@@ -16,7 +15,8 @@ from guardtrain.data.problems import Problem, errors_of
 from guardtrain.data.sources import load_sources
 from guardtrain.data.splits import balanced_subset
 from guardtrain.errors import ConfigError, DataError
-from guardtrain.evaluate.runner import Evaluation, EvaluationMode, evaluate, scores_of
+from guardtrain.evaluate.report import evaluate_shown
+from guardtrain.evaluate.runner import Evaluation, EvaluationMode, scores_of
 from guardtrain.inference.guards import Guard, load_guard
 from guardtrain.types import GuardExample, Label
 
@@ -76,15 +76,8 @@ def evaluate_files(
     guard = load_guard(model, policy=policy)
     limit = max_prompt_tokens or guard.settings.max_prompt_tokens
     _refuse(over_budget(examples, limit, lambda text: len(guard.template.encoder.plain(text))), hint="--max-prompt-tokens")
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("score", total=len(examples))
-        evaluation = evaluate(
-            guard.scorer(pack_tokens=2048),
-            examples,
-            modes,
-            thresholds=guard.settings.thresholds,
-            on_row=lambda: progress.advance(task),
-        )
+    scorer, thresholds = guard.scorer(pack_tokens=2048), guard.settings.thresholds
+    evaluation = evaluate_shown("score", scorer, examples, modes, thresholds=thresholds, console=console)
     return FileEvaluation(model, data, guard, evaluation)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-from guardtrain.evaluate.runner import Evaluation
+from guardtrain.evaluate.runner import Evaluation, EvaluationMode, evaluate
+from guardtrain.inference.scorer import Scorer
+from guardtrain.types import GuardExample
 
 COLUMNS = {
     "auroc": "AUROC",
@@ -19,6 +23,21 @@ COLUMNS = {
     "flagged": "flagged",
     "false_positive_rate": "false alarms",
 }
+
+
+def evaluate_shown(
+    title: str,
+    scorer: Scorer,
+    examples: Sequence[GuardExample],
+    modes: Sequence[EvaluationMode],
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    console: Console,
+) -> Evaluation:
+    """`evaluate` under a progress bar that is gone when it is done."""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(title, total=len(examples))
+        return evaluate(scorer, examples, modes, thresholds=thresholds, on_row=lambda: progress.advance(task))
 
 
 def measures_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def load_guard(name: str, *, policy: str | None = None, device: str | None = Non
     folder = model_folder(name)
     settings = GuardSettings.read(folder) if folder else GuardSettings(base_model=name)
     if policy is not None:
-        settings = GuardSettings(**{**asdict(settings), "policy": policy})
+        settings = replace(settings, policy=policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     tokenizer = load_tokenizer(str(folder) if folder else name)

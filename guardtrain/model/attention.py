@@ -75,6 +75,7 @@ def tree_attention(
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """The layout carries the masks; transformers need not build one."""
+    return
 
 
 AttentionInterface.register(NAME, tree_attention)

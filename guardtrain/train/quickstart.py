@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from guardtrain.config import Recipe
-from guardtrain.evaluate.report import measures_table
-from guardtrain.evaluate.runner import Evaluation, evaluate, scores_of
+from guardtrain.evaluate.report import evaluate_shown, measures_table
+from guardtrain.evaluate.runner import Evaluation, scores_of
 from guardtrain.inference.guards import load_guard
-from guardtrain.train.rows import build_template, load_rows
+from guardtrain.train.rows import build_template, load_rows, measured_rows
 from guardtrain.train.run import Outcome, evaluation_modes, run
-from guardtrain.types import GuardExample, Label, prompt_text
+from guardtrain.types import Label, prompt_text
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,9 @@ def run_quickstart(recipe: Recipe, *, console: Console) -> QuickstartReport:
     start = time.perf_counter()
     base = load_guard(recipe.model.name, policy=recipe.task.policy)
     rows = load_rows(recipe, build_template(base.tokenizer, recipe.task))
-    held_out = [row for row in rows.validation if isinstance(row, GuardExample)][: recipe.evaluate.max_rows]
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("the untuned model on the held-out rows", total=len(held_out))
-        scorer = base.scorer(recipe.evaluate.pack_tokens)
-        before = evaluate(scorer, held_out, evaluation_modes(recipe), on_row=lambda: progress.advance(task))
+    held_out = measured_rows(rows, recipe.evaluate.max_rows, seed=recipe.data.seed)
+    scorer = base.scorer(recipe.evaluate.pack_tokens)
+    before = evaluate_shown("measure the untuned model", scorer, held_out, evaluation_modes(recipe), console=console)
     del base, scorer
     outcome = run(recipe, console=console)
     return QuickstartReport(before, outcome, time.perf_counter() - start, recipe.evaluate.samples)

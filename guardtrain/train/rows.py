@@ -85,6 +85,12 @@ def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: 
     )
 
 
+def measured_rows(rows: Rows, max_rows: int | None, *, seed: int) -> list[GuardExample]:
+    """The held-out guard rows that a run is measured on; at most `max_rows`, balanced, pairs whole."""
+    held_out = [row for row in rows.validation if isinstance(row, GuardExample)]
+    return held_out if max_rows is None else balanced_subset(held_out, max_rows, seed)
+
+
 def watch_slice(validation: Sequence[Example], max_rows: int, *, seed: int) -> list[GuardExample]:
     """A balanced slice of the held-out guard rows; empty when they are of one class."""
     rows = [row for row in validation if isinstance(row, GuardExample)]

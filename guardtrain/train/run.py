@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
@@ -21,7 +23,8 @@ from guardtrain.data.collate import collate
 from guardtrain.data.packing import layout
 from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import CheckpointError, ConfigError
-from guardtrain.evaluate.runner import Evaluation, EvaluationMode, choose_thresholds, evaluate
+from guardtrain.evaluate.report import evaluate_shown
+from guardtrain.evaluate.runner import Evaluation, EvaluationMode, choose_thresholds
 from guardtrain.inference.guards import Guard, GuardSettings, load_guard
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import prepare_for_training, trainable_parameters
@@ -30,10 +33,10 @@ from guardtrain.model.load import load_model, load_tokenizer, quiet_progress_bar
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
 from guardtrain.train.folder import RunFolder
-from guardtrain.train.rows import Rows, Template, build_stream, build_template, build_tree, load_rows, watch_slice
+from guardtrain.train.rows import Rows, Template, build_stream, build_template, build_tree, load_rows, measured_rows, watch_slice
 from guardtrain.train.stream import PackStream
 from guardtrain.train.trainer import PackTrainer, pack_loss_sum
-from guardtrain.types import GuardExample, Label, Mode
+from guardtrain.types import Label, Mode
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +155,7 @@ def _train_and_measure(job: Job, *, resume: bool, console: Console) -> Outcome:
     collapsed = watch.problem if watch else None
     _save_model(job, trainer.accelerator.unwrap_model(trainer.model), collapsed)
     if isinstance(job.template, GuardTemplate):
-        outcome = _measure(job, summary)
+        outcome = _measure(job, summary, console)
     else:
         losses = {"before": loss_before, "after": _held_out_loss(job)}
         outcome = Outcome(job.folder, True, {**summary, "held_out_loss": losses})
@@ -227,6 +230,7 @@ def _build_watch(job: Job, trainer: PackTrainer) -> CollapseWatch | None:
         return None
 
     def scores() -> list[float]:
+        """Scores of the watched rows in mode off, with the weights as they are now."""
         model = trainer.accelerator.unwrap_model(trainer.model)
         scorer = Scorer(model, job.tokenizer, template, pack_tokens=job.recipe.evaluate.pack_tokens)
         with torch.autocast(model.device.type, job.precision.compute, enabled=job.precision.autocast):
@@ -303,20 +307,21 @@ def _held_out_loss(job: Job) -> float | None:
     loss = weight = 0.0
     for row in job.rows.validation:
         pack = layout([build_tree(job.template, row, job.recipe.task)])
-        inputs = {name: tensor.to(device) for name, tensor in collate([pack]).items()}
+        inputs = send_to_device(collate([pack]), device)
         weight += float(inputs["weights"].sum())
         loss += float(pack_loss_sum(job.model, inputs))
     return loss / weight
 
 
-def _measure(job: Job, summary: dict[str, Any]) -> Outcome:
+def _measure(job: Job, summary: dict[str, Any], console: Console) -> Outcome:
     """Load what was saved, measure it on the held-out rows, and write thresholds that were chosen there into guard.json."""
     guard = load_guard(str(job.folder.root))
     settings = job.recipe.evaluate
-    held_out = [row for row in job.rows.validation if isinstance(row, GuardExample)][: settings.max_rows]
-    evaluation = evaluate(guard.scorer(settings.pack_tokens), held_out, evaluation_modes(job.recipe))
+    held_out = measured_rows(job.rows, settings.max_rows, seed=job.recipe.data.seed)
+    scorer = guard.scorer(settings.pack_tokens)
+    evaluation = evaluate_shown("measure the guard", scorer, held_out, evaluation_modes(job.recipe), console=console)
     thresholds = choose_thresholds(evaluation, settings.target_fpr)
-    GuardSettings(**{**vars(guard.settings), "thresholds": thresholds}).write(job.folder.model)
+    dataclasses.replace(guard.settings, thresholds=thresholds).write(job.folder.model)
     summary = {**summary, "collapsed": guard.settings.collapsed, "held_out": evaluation.to_json(), "thresholds": thresholds}
     return Outcome(job.folder, True, summary, guard, evaluation)
 
