@@ -209,9 +209,7 @@ def _start() -> Console:
     from rich.logging import RichHandler
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # What libraries say at import of things that this run does not use: one line of ours for each fact is enough.
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at import of a faster kernel that is not installed
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     logger = logging.getLogger("guardtrain")

@@ -89,6 +89,9 @@ def _is_main() -> bool:
 def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
     """Check and load everything; the run folder is touched last."""
     _check_trackers(recipe)
+    if not torch.cuda.is_available():
+        # 2026-11: DeepSpeed, which accelerate imports on the way, else warns on standard output that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder = RunFolder(Path(recipe.run_dir))
     folder.check(recipe, resume=resume)
     precision = choose_precision(recipe.model.dtype)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,13 @@ def test_collapse_is_said_and_marks_the_run(guardtrain: Any, tiny_run: Any, tmp_
     guard = json.loads((tmp_path / "run" / "model" / "guard.json").read_text())
     assert "the guard flags" in guard["collapsed"]
     assert set(metrics_of(tmp_path / "run", "watch_flagged")) & {0.0, 1.0}
+
+
+def test_json_is_all_that_standard_output_holds(tiny_run: Any) -> None:
+    """In a process of its own: libraries that print while they are imported must not get between."""
+    command = [sys.executable, "-c", "from guardtrain.cli import main; main()", *tiny_run("train.max_steps=1"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["steps"] == 1
 
 
 def test_quickstart_measures_before_and_after(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
