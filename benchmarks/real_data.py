@@ -24,7 +24,7 @@ from rich.console import Console
 from guardtrain.config import Recipe
 from guardtrain.data.template import GuardTemplate
 from guardtrain.evaluate.baseline import tfidf_scores
-from guardtrain.evaluate.files import flagged_by_source
+from guardtrain.evaluate.files import evaluate_files, flagged_by_source
 from guardtrain.evaluate.scores import measure
 from guardtrain.model.load import load_tokenizer
 from guardtrain.overrides import build_recipe, recipe_to_tree
@@ -44,6 +44,7 @@ def main() -> None:
     outcome = run(recipe, console=Console(stderr=True))
     assert outcome.evaluation is not None
     seen, everything, test = rows_of(recipe)
+    twins = evaluate_files(str(outcome.folder.root), ["starter-hard"], ["off"], console=Console(stderr=True))
     results = {
         "command": shlex.join(["python", *sys.argv]),
         "environment": describe_environment(),
@@ -53,6 +54,7 @@ def main() -> None:
         "tfidf_same_rows": baseline(seen, test),
         "tfidf_rows_of_the_recipe": {"training_rows": len(everything), **baseline(everything, test)},
         "flagged_by_source": flagged_by_source(outcome.evaluation),
+        "near_identical_twins": twins.to_json(),
     }
     results["guard_loses_to_tfidf_on_the_same_rows_in"] = losses(results)
     args.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -3,8 +3,8 @@
     python benchmarks/sweep.py unseen  --shared ../shared --out benchmarks/results/sweep_unseen_sources.json
     python benchmarks/sweep.py starter --out benchmarks/results/sweep_starter.json
 
-`unseen` trains on real rows of some sources and measures on dev rows of eight other sources and, as trap, on the starter's
-benign twins (harmless texts full of trigger words). `starter` trains and measures on the starter pairs.
+`unseen` trains on real rows of some sources and measures on dev rows of eight other sources and, as trap, on the
+benign rows of `starter-hard` (harmless texts full of trigger words). `starter` trains and measures on the starter pairs.
 Every point is one recipe run by the same code as `guardtrain train`; results are appended as they come.
 """
 
@@ -86,8 +86,11 @@ def split_unseen(data: Path) -> tuple[list[GuardExample], list[GuardExample], li
     with_reason = [row for row in seen if row.reason]
     without = balanced_subset([row for row in seen if not row.reason], len(with_reason) // 2, seed=17)
     test = [row for row in short_rows(Source(path=str(data / "dev.jsonl"))) if row.source in UNSEEN_SOURCES]
-    starter = balanced_subset(list(short_rows(Source(path="starter"))), 300, seed=17)
-    return with_reason + without, test, [row for row in starter if row.label is Label.BENIGN]
+    twins = balanced_subset(list(short_rows(Source(path="starter-hard"))), 300, seed=17)
+    traps = [row for row in twins if row.label is Label.BENIGN]
+    if not all((with_reason, without, test, traps)):
+        raise SystemExit("a part of the sweep's data is empty")
+    return with_reason + without, test, traps
 
 
 def split_starter() -> tuple[list[GuardExample], list[GuardExample], list[GuardExample]]:

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from guardtrain import __version__
@@ -26,21 +25,28 @@ data_app = typer.Typer(no_args_is_help=True, help="Check and prepare data.")
 app.add_typer(data_app, name="data")
 
 INTERRUPTED = 130
+# 2026-11: newer typer carries a click of its own; the public BadParameter leads to the right base class in every version.
+USAGE_ERROR: type[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Fine-tune language models into reasoning guards, and measure them honestly."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 @app.command()
@@ -184,9 +190,9 @@ def _run(command: typer.Typer) -> int:
         code = command(standalone_mode=False)
     except typer.Abort:
         return INTERRUPTED
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         error.show()
-        return error.exit_code
+        return 2
     except GuardtrainError as error:
         if debug:
             raise

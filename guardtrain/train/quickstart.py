@@ -66,8 +66,8 @@ def run_quickstart(recipe: Recipe, *, console: Console) -> QuickstartReport:
 def sample_table(evaluation: Evaluation, thresholds: dict[str, float], count: int) -> Table:
     """Held-out rows with the guard's reason and verdict: whole pairs, in the rows' order."""
     mode = list(evaluation.measures)[-1]
-    table = Table(title=f"Sample verdicts (mode {mode})", title_justify="left", show_lines=True)
-    for heading, ratio in (("prompt", 5), ("reason written by the guard", 5), ("verdict", 2), ("label", 2)):
+    table = Table(title=f"Sample verdicts (mode {mode}; score less threshold)", title_justify="left", show_lines=True)
+    for heading, ratio in (("prompt", 5), ("reason written by the guard", 5), ("verdict", 2), ("score", 1), ("label", 2)):
         table.add_column(heading, ratio=ratio)
     scores_N = scores_of(evaluation.scored, mode)
     for example, scored, score in list(zip(evaluation.examples, evaluation.scored, scores_N, strict=True))[:count]:
@@ -75,7 +75,7 @@ def sample_table(evaluation: Evaluation, thresholds: dict[str, float], count: in
         style = "green" if verdict == example.label else "red"
         # Text: rich would read square brackets in a prompt as markup.
         prompt, reason = Text(_shortened(prompt_text(example.prompt))), Text(scored.reason or "")
-        table.add_row(prompt, reason, Text(verdict, style=style), Text(example.label))
+        table.add_row(prompt, reason, Text(verdict, style=style), f"{score - thresholds[mode]:+.1f}", Text(example.label))
     return table
 
 

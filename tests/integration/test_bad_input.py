@@ -141,6 +141,23 @@ def test_a_policy_or_output_file_that_is_not_there(guardtrain: Any, rows_file: s
     check_refused(guardtrain("evaluate", tiny_folder, rows_file, "--modes", "off", "--scores", scores), "scores.jsonl")
 
 
+@pytest.mark.parametrize(
+    "words", [["--nonsense"], ["train"], ["evaluate", "smollm2-135m"], ["trian"], ["evaluate", "a", "b", "--max-rows", "x"]]
+)
+def test_a_command_line_that_is_off(guardtrain: Any, words: list[str]) -> None:
+    called = guardtrain(*words)
+    assert called.code == 2
+    assert "Usage" in called.err
+    assert "Traceback" not in called.err
+
+
+def test_version_and_help(guardtrain: Any) -> None:
+    from guardtrain import __version__
+
+    assert guardtrain("--version").out.strip() == __version__
+    assert "quickstart" in guardtrain("--help").out
+
+
 def test_modes_that_do_not_exist(guardtrain: Any, rows_file: str, tiny_folder: str) -> None:
     check_refused(guardtrain("evaluate", tiny_folder, rows_file, "--modes", "off,loud"), "--modes", "off,loud")
 
