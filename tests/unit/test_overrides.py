@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -308,6 +309,6 @@ def test_a_dump_states_every_default() -> None:
     tree = yaml.safe_load(dump_recipe(Recipe()))
     assert tree == recipe_to_tree(Recipe())
     assert tree["train"]["learning_rate"] == TrainConfig().learning_rate
-    assert tree["data"]["train"] == [
-        {"path": "starter", "weight": 1.0, "split": "train", "reasons": None, "exclude": None, "columns": {}, "labels": {}}
-    ]
+    (source,) = tree["data"]["train"]
+    assert set(source) == {field.name for field in dataclasses.fields(Source)}
+    assert (source["path"], source["weight"], source["reasons"]) == ("starter", 1.0, None)
