@@ -45,6 +45,14 @@ class _StrictDumper(yaml.SafeDumper):
     """Quotes a text that either YAML version would read as something else, such as off, 08 or 12e5 (a commit)."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # 2026-11: PyYAML writes these three line breaks bare into single quotes, and reads them back as spaces.
+    style = '"' if set(text) & {"\x85", "\u2028", "\u2029"} else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_StrictDumper.add_representer(str, _represent_text)
+
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?[0-9]+", list("-+0123456789")),

@@ -312,3 +312,9 @@ def test_a_dump_states_every_default() -> None:
     (source,) = tree["data"]["train"]
     assert set(source) == {field.name for field in dataclasses.fields(Source)}
     assert (source["path"], source["weight"], source["reasons"]) == ("starter", 1.0, None)
+
+
+@pytest.mark.parametrize("break_", ["\x85", "\u2028", "\u2029", "\n", "\r", "\t"])
+def test_line_breaks_of_every_kind_survive_a_dump(break_: str) -> None:
+    recipe = Recipe(task=TaskConfig(policy=f"first{break_}second 日本"))
+    assert build_recipe(parse_yaml(dump_recipe(recipe), "dump"), [], name="recipe", where="dump") == recipe
