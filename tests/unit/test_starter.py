@@ -40,7 +40,7 @@ CATEGORIES = {
 }
 
 
-@pytest.fixture(scope="module", params=["starter"])
+@pytest.fixture(scope="module", params=["starter", "starter-hard"])
 def rows(request: pytest.FixtureRequest) -> list[Any]:
     loaded = load_sources([Source(path=request.param)], "guard")
     assert loaded.problems == []
