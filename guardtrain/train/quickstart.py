@@ -47,7 +47,7 @@ class QuickstartReport:
         out.print(sample_table(after, self.outcome.summary["thresholds"], self.samples))
         folder = self.outcome.folder.root
         out.print(Text(f"The guard is in {folder}/model. Try it on your own rows:\n  guardtrain evaluate {folder} FILE.jsonl"))
-        out.print(Text("The longer, better run:\n  guardtrain quickstart train.epochs=4 data.max_rows=null --out runs/longer"))
+        out.print(Text("A longer run:\n  guardtrain quickstart train.epochs=3 data.max_rows=null --out runs/longer"))
 
 
 def run_quickstart(recipe: Recipe, *, console: Console) -> QuickstartReport:
