@@ -105,6 +105,7 @@ class TaskConfig:
     kind: Literal["guard", "instruct"] = "guard"
     policy: str = DEFAULT_POLICY
     modes: tuple[Literal["off", "on"], ...] = ("off", "on")
+    on_share: float = 1.0  # share of the reasoned rows that train mode `on` beside `off`; a reason is most of a row's cost
     verdict_weight: float = 10.0  # weight of the verdict token against 1 for a reason token
     max_reason_tokens: int = 64  # the reason is closed after this many tokens, and the verdict forced
 
@@ -114,6 +115,10 @@ class TaskConfig:
             yield "task.policy: expected the text that says what is malicious, found an empty string"
         if not self.modes or len(set(self.modes)) != len(self.modes):
             yield f"task.modes: expected off, on or both, each once, found {list(self.modes)}"
+        if not 0 < self.on_share <= 1:
+            yield f"task.on_share: expected a number in (0, 1], found {self.on_share}"
+        elif self.on_share < 1 and set(self.modes) != {"off", "on"}:
+            yield f"task.on_share: needs both modes, for the other rows train off only; found task.modes {list(self.modes)}"
         if not 0 < self.verdict_weight <= 1000:
             yield f"task.verdict_weight: expected a number in (0, 1000], found {self.verdict_weight}"
         yield from _at_least("task.max_reason_tokens", self.max_reason_tokens, 8)

@@ -7,6 +7,8 @@ import unicodedata
 
 from guardtrain.types import Example, GuardExample, prompt_text
 
+RANK_BITS = 64
+
 
 def example_text(example: Example) -> str:
     """The text that decides whether two rows are duplicates: the prompt, or the whole conversation."""
@@ -34,5 +36,5 @@ def row_key(example: Example) -> str:
 
 
 def seeded_rank(seed: int, key: str) -> int:
-    """A place in a draw: uniform over seeds, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest(), "big")
+    """A place in a draw, in [0, 2**RANK_BITS): uniform over seeds, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=RANK_BITS // 8).digest(), "big")

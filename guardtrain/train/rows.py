@@ -9,6 +9,7 @@ from typing import Any
 
 from guardtrain.config import DataConfig, Recipe, TaskConfig
 from guardtrain.data.checks import check_examples, class_balance, overlap
+from guardtrain.data.keys import RANK_BITS, pair_of, row_key, seeded_rank
 from guardtrain.data.packing import Segment
 from guardtrain.data.problems import Problem, errors_of, set_aside, write_rejects
 from guardtrain.data.sources import LoadedRows, apply_weights, load_sources
@@ -59,13 +60,13 @@ def load_rows(recipe: Recipe, template: Template) -> Rows:
     if data.max_rows is not None and len(train) > data.max_rows:
         notes.append(f"{data.max_rows} of {len(train)} training rows are used (data.max_rows=null for all)")
         train = balanced_subset(train, data.max_rows, data.seed, reasons_first="on" in recipe.task.modes)
-    notes += _mode_notes(train, recipe.task)
+    notes += _mode_notes(train, recipe.task, data.seed)
     return Rows(train, validation, loaded.by_source(train, len(data.train)), notes)
 
 
 def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: int) -> PackStream:
     """All packs of the run, in order."""
-    trees = [build_tree(template, row, recipe.task) for row in rows.train]
+    trees = [build_tree(template, row, modes_of(row, recipe.task, recipe.data.seed)) for row in rows.train]
     index_of = {row.where: index for index, row in enumerate(rows.train)}
     weights = [source.weight for source in recipe.data.train]
 
@@ -99,10 +100,16 @@ def watch_slice(validation: Sequence[Example], max_rows: int, *, seed: int) -> l
     return balanced_subset(rows, max_rows, seed)
 
 
-def build_tree(template: Template, row: Example, task: TaskConfig) -> Segment:
+def modes_of(row: Example, task: TaskConfig, seed: int) -> tuple[str, ...]:
+    """The modes that a row trains: a seeded share of the rows, twins alike, writes reasons, the rest trains `off` only."""
+    drawn = seeded_rank(seed, f"on\0{pair_of(row) or row_key(row)}") < task.on_share * 2**RANK_BITS
+    return task.modes if drawn else ("off",)
+
+
+def build_tree(template: Template, row: Example, modes: Sequence[str]) -> Segment:
     """The segments of one training row, below the policy for guard rows."""
     if isinstance(template, GuardTemplate) and isinstance(row, GuardExample):
-        return template.row(row, task.modes)
+        return template.row(row, modes)
     if isinstance(template, ChatTemplate) and isinstance(row, ChatExample):
         return template.row(row)
     raise TypeError(f"a {type(row).__name__} under a {type(template).__name__}")
@@ -154,10 +161,16 @@ def _refuse_leaks(train: Sequence[Example], validation: Sequence[Example], notes
         notes.append(f"warning: {len(problems)} validation rows are close to training rows, first {problems[0].where}")
 
 
-def _mode_notes(train: Sequence[Example], task: TaskConfig) -> list[str]:
+def _mode_notes(train: Sequence[Example], task: TaskConfig, seed: int) -> list[str]:
+    reasoned = [row for row in train if isinstance(row, GuardExample) and row.reason is not None]
     if task.kind != "guard" or "on" not in task.modes:
         return []
-    without = sum(row.reason is None for row in train if isinstance(row, GuardExample))
-    if without == len(train):
+    if not reasoned:
         return ["warning: no row has a reason, so mode on is not trained"]
-    return [f"{without} of {len(train)} rows have no reason and train mode off only"] if without else []
+    notes = []
+    if len(reasoned) < len(train):
+        notes.append(f"{len(train) - len(reasoned)} of {len(train)} rows have no reason and train mode off only")
+    if task.on_share < 1:
+        drawn = sum("on" in modes_of(row, task, seed) for row in reasoned)
+        notes.append(f"{drawn} of {len(reasoned)} reasoned rows train mode on (task.on_share={task.on_share:g})")
+    return notes

@@ -309,7 +309,7 @@ def _held_out_loss(job: Job) -> float | None:
     device = next(job.model.parameters()).device
     loss = weight = 0.0
     for row in job.rows.validation:
-        pack = layout([build_tree(job.template, row, job.recipe.task)])
+        pack = layout([build_tree(job.template, row, job.recipe.task.modes)])
         inputs = send_to_device(collate([pack]), device)
         weight += float(inputs["weights"].sum())
         loss += float(pack_loss_sum(job.model, inputs))

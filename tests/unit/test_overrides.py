@@ -146,6 +146,8 @@ def test_every_wrong_type_is_in_one_error_beside_unknown_keys() -> None:
         ("data.max_rows=1", "data.max_rows"),
         ("task.policy=' '", "task.policy"),
         ("task.verdict_weight=0", "task.verdict_weight"),
+        ("task.on_share=0", "task.on_share"),
+        ("task.on_share=1.5", "task.on_share"),
         ("task.modes=[]", "task.modes"),
         ("evaluate.modes=[off, off]", "evaluate.modes"),
         ("evaluate.target_fpr=0", "evaluate.target_fpr"),
@@ -157,6 +159,12 @@ def test_every_wrong_type_is_in_one_error_beside_unknown_keys() -> None:
 )
 def test_impossible_values_are_refused(override: str, key: str) -> None:
     assert key in refuse("", override)
+
+
+def test_a_share_of_reasons_needs_both_modes() -> None:
+    tree = parse_yaml("task: {modes: [on], on_share: 0.5}", "here")
+    with pytest.raises(ConfigError, match=r"task\.on_share: needs both modes"):
+        build_recipe(tree, [], name="x", where="here")
 
 
 # --- overrides and shorthand
