@@ -23,7 +23,7 @@ from rich.console import Console
 
 from guardtrain.config import Source
 from guardtrain.data.sources import load_sources
-from guardtrain.data.splits import balanced_subset
+from guardtrain.data.splits import balanced_subset, split_validation
 from guardtrain.evaluate.baseline import tfidf_scores
 from guardtrain.evaluate.runner import evaluate, scores_of
 from guardtrain.evaluate.scores import measure
@@ -43,21 +43,26 @@ UNSEEN_SOURCES = {
 }
 MAX_PROMPT_CHARACTERS = 1200  # keeps a point under ten minutes on two cores
 
+STARTER = "+starter"  # a point with this mark trains on the starter pairs as well
 POINTS: dict[str, list[str]] = {
     "label-only": ["task.modes=[off]", "task.verdict_weight=1"],
+    "label-only, 2e-4": ["task.modes=[off]", "task.verdict_weight=1", "train.learning_rate=2e-4"],
     "dual, every token alike": ["task.verdict_weight=1"],
     "dual, verdict x10": ["task.verdict_weight=10"],
     "dual, verdict x30": ["task.verdict_weight=30"],
-    "dual, verdict x10, 2 epochs": ["task.verdict_weight=10", "train.epochs=2"],
-    "dual, verdict x30, 2 epochs": ["task.verdict_weight=30", "train.epochs=2"],
-    "dual, verdict x10, 3 epochs": ["task.verdict_weight=10", "train.epochs=3"],
-    "dual, verdict x10, 1e-4": ["task.verdict_weight=10", "train.learning_rate=1e-4"],
     "dual, verdict x10, 2e-4": ["task.verdict_weight=10", "train.learning_rate=2e-4"],
-    "dual, verdict x30, 1e-4": ["task.verdict_weight=30", "train.learning_rate=1e-4"],
-    "LoRA r16, verdict x10, 5e-4": ["task.verdict_weight=10", "model.method=lora", "train.learning_rate=5e-4"],
-    "label-only, 1e-4": ["task.modes=[off]", "task.verdict_weight=1", "train.learning_rate=1e-4"],
-    "dual, verdict x10, 1e-4, 3 epochs": ["task.verdict_weight=10", "train.learning_rate=1e-4", "train.epochs=3"],
-    "dual, verdict x10, 1e-4, 4 epochs": ["task.verdict_weight=10", "train.learning_rate=1e-4", "train.epochs=4"],
+    "dual, verdict x10, 2e-4, 2 epochs": ["task.verdict_weight=10", "train.learning_rate=2e-4", "train.epochs=2"],
+    "a quarter on, verdict x10, 2e-4": ["task.on_share=0.25", "task.verdict_weight=10", "train.learning_rate=2e-4"],
+    "a quarter on, verdict x10, 4e-4": ["task.on_share=0.25", "task.verdict_weight=10", "train.learning_rate=4e-4"],
+    "dual, verdict x10, starter pairs too": ["task.verdict_weight=10", STARTER],
+    "dual, verdict x10, 2e-4, starter pairs too": ["task.verdict_weight=10", "train.learning_rate=2e-4", STARTER],
+    "label-only, starter pairs too": ["task.modes=[off]", "task.verdict_weight=1", STARTER],
+    "LoRA r16, a quarter on, verdict x10, 1e-3": [
+        "task.on_share=0.25",
+        "task.verdict_weight=10",
+        "model.method=lora",
+        "train.learning_rate=1e-3",
+    ],
 }
 
 
@@ -67,7 +72,7 @@ def main() -> None:
     parser.add_argument("data", choices=["unseen", "starter"])
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the real data (unseen)")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--points", default=",".join(POINTS), help="names separated by semicolons")
+    parser.add_argument("--points", default=";".join(POINTS), help="names separated by semicolons")
     parser.add_argument("--set", action="append", default=[], help="an override for every point, for example train.epochs=1")
     args = parser.parse_args()
     names = [name.strip() for name in args.points.split(";")]
@@ -75,7 +80,7 @@ def main() -> None:
         train, test, traps = split_unseen(args.shared / "data") if args.data == "unseen" else split_starter()
         for name in names:
             point = run_point(name, [*args.set, *POINTS[name]], train, test, traps, Path(scratch))
-            append_point(args.out, {"data": args.data, "baseline": baseline(train, test, traps)}, point)
+            append_point(args.out, {"data": args.data}, point)
             print(json.dumps(point), flush=True)
 
 
@@ -95,9 +100,7 @@ def split_unseen(data: Path) -> tuple[list[GuardExample], list[GuardExample], li
 
 def split_starter() -> tuple[list[GuardExample], list[GuardExample], list[GuardExample]]:
     """The quickstart's own split, all rows; the traps are the held-out benign twins."""
-    from guardtrain.data.splits import split_validation
-
-    train, test = split_validation([row for row in load_sources([Source(path="starter")], "guard").examples], 0.15, 17)
+    train, test = split_validation(load_sources([Source(path="starter")], "guard").examples, 0.15, 17)
     rows = [row for row in test if isinstance(row, GuardExample)]
     return [row for row in train if isinstance(row, GuardExample)], rows, [row for row in rows if row.label is Label.BENIGN]
 
@@ -113,20 +116,24 @@ def run_point(
     name: str, overrides: list[str], train: list[GuardExample], test: list[GuardExample], traps: list[GuardExample], scratch: Path
 ) -> dict[str, Any]:
     """Train one point and measure it on the test rows and the traps (flagged at score 0, no threshold fitted)."""
+    more = load_sources([Source(path="starter")], "guard").examples if STARTER in overrides else []
+    train = [*train, *(row for row in more if isinstance(row, GuardExample))]
     tree = {
         "data": {"train": [write_rows(train, scratch / "train.jsonl")], "validation": [write_rows(test, scratch / "test.jsonl")]},
         "train": {"epochs": 1, "watch_steps": 0, "save_steps": 100_000},
         "evaluate": {"pack_tokens": 2048},
         "output": {"dir": str(scratch / "run"), "overwrite": True},
     }
-    outcome = run(build_recipe(tree, overrides, name="sweep", where="sweep"), console=Console(stderr=True))
+    settings = [override for override in overrides if override != STARTER]
+    outcome = run(build_recipe(tree, settings, name="sweep", where="sweep"), console=Console(stderr=True))
     assert outcome.guard is not None
     scorer = outcome.guard.scorer(pack_tokens=2048)
     modes = list(outcome.evaluation.measures) if outcome.evaluation else []
     # A trap set has one class, which `evaluate` refuses: one malicious row is added and left out of the figure.
     trapped = evaluate(scorer, [*traps, next(row for row in test if row.label is Label.MALICIOUS)], modes)
     flagged = {mode: round(float((scores_of(trapped.scored[:-1], mode) > 0).mean()), 4) for mode in modes}
-    return {"point": name, "overrides": overrides, "traps": len(traps), "traps_flagged": flagged, **outcome.summary}
+    figures = {"traps": len(traps), "traps_flagged": flagged, "baseline": baseline(train, test, traps)}
+    return {"point": name, "overrides": overrides, **figures, **outcome.summary}
 
 
 def baseline(train: list[GuardExample], test: list[GuardExample], traps: list[GuardExample]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run or model folder, an embedded name, or a Hugging Face id.")],
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Labelled rows: files, or 'starter'.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Labelled rows: files, 'starter' or 'starter-hard'.")],
     modes: Annotated[str, typer.Option(help="off, on, both, separated by commas.")] = "off,on,both",
     max_rows: Annotated[int | None, typer.Option(min=2, help="A seeded, balanced subset of the rows.")] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Replaces the guard's own limit.")] = None,
@@ -135,7 +135,7 @@ def evaluate(
 
 @data_app.command("check")
 def data_check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Data files, folders, ids, or 'starter'.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Data files, folders, ids, 'starter' or 'starter-hard'.")],
     kind: Annotated[str, typer.Option(help="guard or instruct.")] = "guard",
     column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="For example prompt=instruction.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="For example jailbreak=malicious.")] = None,

@@ -46,7 +46,8 @@ class ModelConfig:
 class Source:
     """One data source of a mixture.
 
-    path: a .jsonl, .json, .csv or .parquet file, a saved `datasets` folder, a Hugging Face data set id, or ``starter``.
+    path: a .jsonl, .json, .csv or .parquet file, a saved `datasets` folder, a Hugging Face data set id,
+        or the project's own pairs, ``starter`` and ``starter-hard``.
     weight: how often each of its rows is seen per epoch (0.5: half of them, 2: each twice).
     reasons: a JSONL file with `id` and `reason` that is joined to the rows.
     label: the label of every row, for files that have no label column.

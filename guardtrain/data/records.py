@@ -16,9 +16,9 @@ from typing import Any
 
 from guardtrain.data.problems import Cause, Problem
 
-# Words that stand for the project's own rows, and their folders: all of them, and only the near-identical twins, which few
-# small models can tell apart.
-STARTERS = {"starter": ("starter", "starter/hard"), "starter-hard": ("starter/hard",)}
+# Words that stand for the project's own rows, and their folders: pairs to learn from, and near-identical twins, a challenge
+# set that no small model has solved.
+STARTERS = {"starter": "starter", "starter-hard": "starter/hard"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +75,12 @@ def _broken(where: str, what: str, row: Any) -> Problem:
 # JSON Lines
 
 
-def _read_starter(folders: Iterable[str]) -> Records:
-    for name in folders:
-        folder = resources.files("guardtrain").joinpath(*name.split("/"))
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-            if entry.name.endswith(".jsonl"):
-                with entry.open("rb") as lines:
-                    yield from _json_lines(lines, f"{name}/{entry.name}")
+def _read_starter(name: str) -> Records:
+    folder = resources.files("guardtrain").joinpath(*name.split("/"))
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".jsonl"):
+            with entry.open("rb") as lines:
+                yield from _json_lines(lines, f"{name}/{entry.name}")
 
 
 def _read_jsonl(file: Path, name: str) -> Records:

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from guardtrain.config import Source
-from guardtrain.data.checks import check_examples
+from guardtrain.data.checks import check_examples, overlap
 from guardtrain.data.sources import load_sources
 from guardtrain.evaluate.baseline import unigram_scores_by_pair
 from guardtrain.types import Label, prompt_text
@@ -99,3 +99,9 @@ def test_labels_cannot_be_read_off_the_words(rows: list[Any]) -> None:
     is_malicious = [row.label is Label.MALICIOUS for row in rows]
     auroc = roc_auc_score(is_malicious, unigram_scores_by_pair(rows))
     assert auroc <= 0.75
+
+
+def test_the_two_sets_share_no_prompt() -> None:
+    """Not even nearly: a guard that learnt from one is measured on the other."""
+    plain, hard = (load_sources([Source(path=name)], "guard").examples for name in ("starter", "starter-hard"))
+    assert overlap(plain, hard) == []
