@@ -95,12 +95,23 @@ class GuardTemplate:
         return len(self.encoder.plain(prompt_text(prompt)))
 
     def reason_stops(self) -> set[int]:
-        """Tokens that end a reason: how its closing begins, the end of the turn, and a native closing token anywhere in it.
+        """Tokens that end a reason wherever they come: the end of the turn, and a native closing token.
 
-        2026-11: an untuned Qwen3 writes full stop and line end as one token, then </think>; the closing's first never comes.
+        2026-11: an untuned Qwen3 writes full stop and line end as one token, then </think>; the line end before it never comes.
+        """
+        return {*self.encoder.powerful_ids.intersection(self.on_verdict.prefix), *self.end_ids}
+
+    def reason_end(self) -> list[int]:
+        """How a trained reason ends: the shortest beginning of the closing that no single sentence holds.
+
+        A line end, or `</think`: its first token alone (`</`, in SentencePiece models a space) may well stand in a reason.
         """
         closing = self.on_verdict.prefix
-        return {closing[0], *self.encoder.powerful_ids.intersection(closing), *self.end_ids}
+        for length in range(1, len(closing)):
+            text = self.encoder.text(closing[:length])
+            if "\n" in text or "</think" in text:
+                return closing[:length]
+        return closing
 
     def _off(self, label: Label) -> Segment:
         return Segment.concatenated([(self.off_verdict.prefix, 0.0), *self._verdict(self.off_verdict, label)])
@@ -167,6 +178,11 @@ class PlainEncoder:
         if slipped:
             raise ModelError("the tokenizer gives special tokens for plain text", found=f"token ids {sorted(slipped)}")
         return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self._scaffold.decode(ids, skip_special_tokens=False)
+        return text
 
     def scaffold(self, text: str) -> list[int]:
         """Token ids of trusted template text, special tokens included."""

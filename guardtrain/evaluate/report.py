@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -42,15 +43,17 @@ def evaluate_shown(
 
 def measures_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:
     """One line for each set and mode. F1, flagged and false alarms are at the guard's threshold."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("set", "mode", "rows"):
-        table.add_column(heading)
+    # No lines between columns: all of them fit a terminal of 80 characters, where a figure must never be shortened.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("set", overflow="fold")
+    for heading in ("mode", "rows"):
+        table.add_column(heading, min_width=len(heading))
     for heading in (*COLUMNS.values(), "no verdict"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", min_width=max(map(len, ("0.000", *heading.split()))))
     for name, evaluation in evaluations.items():
-        for mode, measures in evaluation.measures.items():
+        for number, (mode, measures) in enumerate(evaluation.measures.items()):
             figures = [f"{getattr(measures, key):.3f}" for key in COLUMNS]
-            table.add_row(name, mode, str(measures.rows), *figures, str(measures.parse_failures))
+            table.add_row("" if number else name, mode, str(measures.rows), *figures, str(measures.parse_failures))
     return table
 
 

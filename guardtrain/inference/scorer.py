@@ -63,42 +63,66 @@ class Scorer:
         if Mode.OFF in modes:
             self._read_verdicts(self.template.off_verdict, Mode.OFF, scores, natural)
         if Mode.ON in modes:
-            reasons, truncated = self._write_reasons(len(prompts))
-            self._read_verdicts(self.template.on_verdict, Mode.ON, scores, natural)
+            reasons, truncated, ended = self._write_reasons(len(prompts))
+            self._read_verdicts(self.template.on_verdict, Mode.ON, scores, natural, ended)
         return [
             Scored(scores=s, is_natural=n, reason=r, truncated=t)
             for s, n, r, t in zip(scores, natural, reasons, truncated, strict=True)
         ]
 
     def _read_verdicts(
-        self, verdict: VerdictIds, mode: Mode, scores: list[dict[Mode, float]], natural: list[dict[Mode, bool]]
+        self,
+        verdict: VerdictIds,
+        mode: Mode,
+        scores: list[dict[Mode, float]],
+        natural: list[dict[Mode, bool]],
+        ended: Sequence[int] | None = None,
     ) -> None:
-        """Force the verdict prefix on every branch, note the score, and leave the branches as they were."""
-        logits_BV = self.decoder.extend(dict.fromkeys(range(len(scores)), verdict.prefix), keep=False)
+        """Force the verdict prefix on every branch, note the score, and leave the branches as they were.
+
+        ended: how many tokens of the prefix each branch has written itself.
+        """
+        prefixes = {branch: verdict.prefix[ended[branch] if ended else 0 :] for branch in range(len(scores))}
+        logits_BV = self.decoder.extend(prefixes, keep=False)
         malicious, benign = (verdict.labels[label][0] for label in (Label.MALICIOUS, Label.BENIGN))
         score_B = (logits_BV[:, malicious] - logits_BV[:, benign]).tolist()
         natural_B = torch.isin(logits_BV.argmax(-1), torch.tensor([malicious, benign], device=logits_BV.device)).tolist()
         for branch, (score, is_natural) in enumerate(zip(score_B, natural_B, strict=True)):
             scores[branch][mode], natural[branch][mode] = score, is_natural
 
-    def _write_reasons(self, num_branches: int) -> tuple[list[str | None], list[bool]]:
-        """Write one reason on every branch, greedily, until it closes its think block or reaches the cap."""
-        stops = self.template.reason_stops()
+    def _write_reasons(self, num_branches: int) -> tuple[list[str | None], list[bool], list[int]]:
+        """Write one reason on every branch, greedily, until it closes its think block or reaches the cap.
+
+        Returns the reasons, which of them were cut, and how many tokens of the closing each branch's cache holds: all of
+        `reason_end` but the last, for the token that completes it is not computed any more.
+        """
+        stops, end = self.template.reason_stops(), self.template.reason_end()
         written: list[list[int]] = [[] for _ in range(num_branches)]
         cut = [False] * num_branches
+        ended = [0] * num_branches
         active = dict.fromkeys(range(num_branches), self.template.opening_ids)
-        for _ in range(self.max_reason_tokens + 1):
+        while active:
             logits_BV = self.decoder.extend(active)
             following = dict(zip(active, logits_BV.argmax(-1).tolist(), strict=True))
-            active = {branch: [token] for branch, token in following.items() if token not in stops}
-            for branch in [branch for branch in active if len(written[branch]) == self.max_reason_tokens]:
-                del active[branch]
-                cut[branch] = True
-            for branch, (token,) in active.items():
+            active = {}
+            for branch, token in following.items():
+                if token in stops:
+                    continue
                 written[branch].append(token)
-            if not active:
-                break
-        return [self.tokenizer.decode(ids).strip() for ids in written], cut
+                if written[branch][-len(end) :] == end:
+                    del written[branch][-len(end) :]
+                    ended[branch] = len(end) - 1
+                elif self._may_go_on(written[branch], end):
+                    active[branch] = [token]
+                else:
+                    cut[branch] = True
+                    written[branch].pop()
+        return [self.tokenizer.decode(ids).strip() for ids in written], cut, ended
+
+    def _may_go_on(self, written: list[int], end: list[int]) -> bool:
+        """Below the cap, or beyond it with nothing but the beginning of an end."""
+        beyond = written[self.max_reason_tokens :]
+        return beyond == end[: len(beyond)]
 
 
 def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:

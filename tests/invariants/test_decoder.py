@@ -72,10 +72,11 @@ def score_all(scorer: Scorer, prompts: list[Any], modes: tuple[Mode, ...] = tupl
     return [by_index[index] for index in range(len(prompts))]
 
 
-def close_on(template: GuardTemplate, token: int) -> None:
-    """Let this token close a reason: a random model never writes the real closing."""
+def close_on(template: GuardTemplate, *tokens: int) -> None:
+    """Let these tokens, one after the other, close a reason: a random model never writes the real closing."""
     old = template.on_verdict
-    template.on_verdict = VerdictIds(prefix=[token, *old.prefix[1:]], labels=old.labels)
+    template.on_verdict = VerdictIds(prefix=[*tokens, *old.prefix[2:]], labels=old.labels)
+    template.reason_end = lambda: list(tokens)
 
 
 def make_reasons_end_raggedly(model: Any, template: GuardTemplate) -> list[list[int]]:
@@ -116,6 +117,42 @@ def test_a_truncated_reason_still_gets_its_verdict(model: Any, template: GuardTe
         assert scored.truncated is truncated, cap
         assert scored.reason == tokenizer.decode(written).strip()
         assert scored.scores[Mode.ON] == pytest.approx(plain_score(model, on_ids, template.on_verdict.labels), abs=1e-4)
+
+
+@pytest.mark.parametrize("cap", [3, 4, 5, 6])
+def test_a_closing_of_several_tokens_ends_a_reason_and_its_first_alone_does_not(
+    model: Any, template: GuardTemplate, cap: int
+) -> None:
+    """The reason below holds the first token of the closing twice; the scores are those of the whole text in one forward."""
+    tokenizer = template.encoder._scaffold
+    ids = read_ids(template, PROMPTS[0]) + template.opening_ids
+    free = generate(model, ids, set(template.end_ids), 7)
+    assert len(set(free)) == 7
+
+    # The closing is whole at tokens 4 and 5.
+    close_on(template, free[4], free[5])
+    (scored,) = score_all(Scorer(model, tokenizer, template, max_reason_tokens=cap), PROMPTS[:1], (Mode.ON,))
+    written = free[: min(cap, 4)]
+    assert scored.truncated is (cap < 4)
+    assert scored.reason == tokenizer.decode(written).strip()
+    on_ids = ids + written + template.on_verdict.prefix
+    assert scored.scores[Mode.ON] == pytest.approx(plain_score(model, on_ids, template.on_verdict.labels), abs=1e-4)
+
+    # It begins at token 1 and breaks off: that token is part of the reason.
+    close_on(template, free[1], free[5])
+    (scored,) = score_all(Scorer(model, tokenizer, template, max_reason_tokens=cap), PROMPTS[:1], (Mode.ON,))
+    assert scored.truncated
+    assert scored.reason == tokenizer.decode(free[:cap]).strip()
+    on_ids = ids + free[:cap] + template.on_verdict.prefix
+    assert scored.scores[Mode.ON] == pytest.approx(plain_score(model, on_ids, template.on_verdict.labels), abs=1e-4)
+
+    # It begins just beyond the cap and breaks off there: the reason is one token longer than the cap.
+    close_on(template, free[cap], 0)
+    (scored,) = score_all(Scorer(model, tokenizer, template, max_reason_tokens=cap), PROMPTS[:1], (Mode.ON,))
+    assert scored.truncated
+    assert scored.reason == tokenizer.decode(free[: cap + 1]).strip()
+    on_ids = ids + free[: cap + 1] + template.on_verdict.prefix
+    assert scored.scores[Mode.ON] == pytest.approx(plain_score(model, on_ids, template.on_verdict.labels), abs=1e-4)
 
 
 def test_a_reason_that_ends_the_turn_is_closed_too(model: Any, template: GuardTemplate) -> None:
