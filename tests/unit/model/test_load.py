@@ -141,6 +141,12 @@ def test_a_broken_folder_is_one_clear_line(breakage: str, broken: Path) -> None:
     assert len(str(caught.value)) < 400
 
 
+def test_an_id_that_cannot_be_had_is_not_mistaken_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"runs/none: the tokenizer cannot be loaded.*no such file or folder here"):
+        load_tokenizer("runs/none")
+
+
 @pytest.mark.parametrize("text", [None, "{", "[]"])
 def test_a_broken_tokenizer_is_one_clear_line(text: str | None, broken: Path) -> None:
     if text is not None:
