@@ -54,9 +54,13 @@ POINTS: dict[str, list[str]] = {
     "dual, verdict x10, 2e-4, 2 epochs": ["task.verdict_weight=10", "train.learning_rate=2e-4", "train.epochs=2"],
     "a quarter on, verdict x10, 2e-4": ["task.on_share=0.25", "task.verdict_weight=10", "train.learning_rate=2e-4"],
     "a quarter on, verdict x10, 4e-4": ["task.on_share=0.25", "task.verdict_weight=10", "train.learning_rate=4e-4"],
-    "dual, verdict x10, starter pairs too": ["task.verdict_weight=10", STARTER],
-    "dual, verdict x10, 2e-4, starter pairs too": ["task.verdict_weight=10", "train.learning_rate=2e-4", STARTER],
-    "label-only, starter pairs too": ["task.modes=[off]", "task.verdict_weight=1", STARTER],
+    "a quarter on, verdict x10, 2e-4, starter pairs too": [
+        "task.on_share=0.25",
+        "task.verdict_weight=10",
+        "train.learning_rate=2e-4",
+        STARTER,
+    ],
+    "label-only, 2e-4, starter pairs too": ["task.modes=[off]", "task.verdict_weight=1", "train.learning_rate=2e-4", STARTER],
     "LoRA r16, a quarter on, verdict x10, 1e-3": [
         "task.on_share=0.25",
         "task.verdict_weight=10",
