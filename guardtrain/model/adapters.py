@@ -28,6 +28,7 @@ def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
 def _add_lora(model: Any, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    _keep_a_backward(model)
     targets: str | list[str] = list(config.lora_targets)
     if config.lora_targets == ("all-linear",):
         targets = "all-linear"
@@ -42,6 +43,17 @@ def _add_lora(model: Any, config: ModelConfig) -> Any:
         return get_peft_model(model, lora)
     except ValueError as error:  # peft names the targets that it did not find
         raise ConfigError(str(error).splitlines()[0], where="model.lora_targets") from error
+
+
+def _keep_a_backward(model: torch.nn.Module) -> None:
+    """Keep 4-bit weights in the layout that gradients can flow through.
+
+    bitsandbytes 0.50 repacks them for good at the first forward in eval mode, on a CPU with AVX512-BF16, for a kernel
+    without a backward. After one look of the collapse watch, training would go on with wrong gradients.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _train_last_layers(model: Any, num_layers: int) -> Any:

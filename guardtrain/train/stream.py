@@ -64,6 +64,7 @@ class PackStream(Dataset[Pack]):
             self.packs_per_epoch.append(len(planned))
         if max_steps is not None:
             del self.packs[max_steps * multiple :]
+        self.multiple = multiple
         self.num_steps = len(self.packs) // multiple
 
     def __len__(self) -> int:
@@ -72,6 +73,15 @@ class PackStream(Dataset[Pack]):
     def __getitem__(self, index: int) -> Pack:
         rows = [self.rows[row] for row in self.packs[index]]
         return layout([Segment.unsupervised(self.root_ids, rows)] if self.root_ids else rows)
+
+    def epoch_after(self, steps: int) -> float:
+        """How many epochs of rows `steps` optimizer steps have seen."""
+        left = steps * self.multiple
+        for epoch, packs in enumerate(self.packs_per_epoch):
+            if left <= packs:
+                return epoch + left / packs
+            left -= packs
+        return float(len(self.packs_per_epoch))
 
     def fill(self, pack_tokens: int) -> float:
         """Tokens in all packs divided by their budgets."""

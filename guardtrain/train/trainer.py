@@ -51,6 +51,11 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log under the epoch of the rows: the Trainer takes the stream of all epochs for a single one."""
+        self.state.epoch = self.train_dataset.epoch_after(self.state.global_step)
+        super().log(logs, start_time)
+
     def _get_output_dir(self, trial: Any) -> str:
         root = Path(self.args.output_dir)
         return str(root / PARTIAL if self._saving else root)

@@ -85,6 +85,7 @@ def test_resumed_equals_uninterrupted(guardtrain: Any, tiny_run: Any, tmp_path: 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert guardtrain(*tiny_run(f"output.dir={whole}", "train.save_steps=4")).code == 0
     assert guardtrain(*tiny_run(f"output.dir={parts}", "train.save_steps=4")).code == 0
+    assert metrics_of(whole, "epoch")[-1] == 2  # two passes over the rows, though the Trainer sees one stream
     steps = sorted(int(path.name.rpartition("-")[2]) for path in (parts / "checkpoints").iterdir())
     assert len(steps) == 2
     newest = parts / "checkpoints" / f"checkpoint-{steps[1]}"

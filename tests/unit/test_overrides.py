@@ -161,9 +161,9 @@ def test_impossible_values_are_refused(override: str, key: str) -> None:
     assert key in refuse("", override)
 
 
-def test_a_share_of_reasons_needs_both_modes() -> None:
+def test_a_share_of_reasons_needs_mode_off() -> None:
     tree = parse_yaml("task: {modes: [on], on_share: 0.5}", "here")
-    with pytest.raises(ConfigError, match=r"task\.on_share: needs both modes"):
+    with pytest.raises(ConfigError, match=r"task\.on_share: needs mode off"):
         build_recipe(tree, [], name="x", where="here")
 
 

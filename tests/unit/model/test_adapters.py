@@ -123,3 +123,32 @@ def test_qlora_keeps_four_bit_weights_and_trains_adapters(make_tiny: Callable[..
     assert {name.split(".")[-2] for name in trained_names(model)} == {"default"}
     assert_trained_in_float32(model)
     one_step(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_look_in_eval_mode_leaves_the_gradients_of_four_bit_weights_alone(
+    make_tiny: Callable[..., Any], tmp_path: Any, dtype: torch.dtype
+) -> None:
+    """bitsandbytes repacks weights in eval mode on some CPUs, into a layout without a backward."""
+    pytest.importorskip("bitsandbytes")
+    from guardtrain.model.load import load_model
+
+    make_tiny("llama", tied=False, hidden_size=64).save_pretrained(tmp_path)
+    config = ModelConfig(name=str(tmp_path), method="qlora", lora_rank=4)
+    model = prepare_for_training(load_model(config, dtype, quantized=True), config)
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    after = gradients()
+    first = next(name for name in before if "layers.0" in name and "lora_B" in name)
+    assert before[first].abs().max() > 0
+    assert before.keys() == after.keys()
+    assert all(torch.equal(gradient, after[name]) for name, gradient in before.items())

@@ -51,6 +51,20 @@ def test_every_row_once_per_epoch_in_full_steps(lengths: list[int], epochs: int,
     assert all(len(packs[index]) <= len(ROOT_IDS) + MIN_ROOM for index in range(len(packs)))
 
 
+@given(lengths=lengths_strategy, epochs=st.sampled_from([1.0, 1.5, 3.0]), multiple=st.integers(1, 3))
+def test_steps_are_counted_in_epochs_of_rows(lengths: list[int], epochs: float, multiple: int) -> None:
+    packs = stream(lengths, epochs=epochs, multiple=multiple)
+    assert packs.epoch_after(0) == 0
+    after = [packs.epoch_after(step) for step in range(packs.num_steps + 1)]
+    assert after == sorted(after)
+    steps = [count // multiple for count in packs.packs_per_epoch]
+    assert packs.epoch_after(steps[0]) == 1
+    if epochs == 3:
+        assert (packs.epoch_after(steps[0] + steps[1]), after[-1]) == (2, 3)
+    else:
+        assert epochs <= after[-1] < epochs + 1 / steps[-1]  # only full steps
+
+
 def test_each_pack_has_the_policy_once_and_first() -> None:
     packs = stream([30] * 20)
     for index in range(len(packs)):
