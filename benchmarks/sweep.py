@@ -44,46 +44,63 @@ UNSEEN_SOURCES = {
 MAX_PROMPT_CHARACTERS = 1200  # keeps a point under ten minutes on two cores
 
 STARTER = "+starter"  # a point with this mark trains on the starter pairs as well
-POINTS: dict[str, list[str]] = {
-    "label-only": ["task.modes=[off]", "task.verdict_weight=1"],
-    "label-only, 2e-4": ["task.modes=[off]", "task.verdict_weight=1", "train.learning_rate=2e-4"],
+FASTER = "train.learning_rate=2e-4"
+X10, X30 = "task.verdict_weight=10", "task.verdict_weight=30"
+LABEL_ONLY = ("task.modes=[off]", "task.verdict_weight=1")
+QUARTER_ON = "task.on_share=0.25"
+UNSEEN_POINTS: dict[str, list[str]] = {
+    "label-only": [*LABEL_ONLY],
+    "label-only, 2e-4": [*LABEL_ONLY, FASTER],
     "dual, every token alike": ["task.verdict_weight=1"],
-    "dual, verdict x10": ["task.verdict_weight=10"],
-    "dual, verdict x30": ["task.verdict_weight=30"],
-    "dual, verdict x10, 2e-4": ["task.verdict_weight=10", "train.learning_rate=2e-4"],
-    "dual, verdict x10, 2e-4, 2 epochs": ["task.verdict_weight=10", "train.learning_rate=2e-4", "train.epochs=2"],
-    "a quarter on, verdict x10, 2e-4": ["task.on_share=0.25", "task.verdict_weight=10", "train.learning_rate=2e-4"],
-    "a quarter on, verdict x10, 4e-4": ["task.on_share=0.25", "task.verdict_weight=10", "train.learning_rate=4e-4"],
-    "a quarter on, verdict x10, 2e-4, starter pairs too": [
-        "task.on_share=0.25",
-        "task.verdict_weight=10",
-        "train.learning_rate=2e-4",
-        STARTER,
+    "dual, verdict x10": [X10],
+    "dual, verdict x30": [X30],
+    "dual, verdict x10, 2e-4": [X10, FASTER],
+    "dual, verdict x10, 2e-4, 2 epochs": [X10, FASTER, "train.epochs=2"],
+    "a quarter on, verdict x10, 2e-4": [QUARTER_ON, X10, FASTER],
+    "a quarter on, verdict x10, 2e-4, starter pairs too": [QUARTER_ON, X10, FASTER, STARTER],
+    "label-only, 2e-4, starter pairs too": [*LABEL_ONLY, FASTER, STARTER],
+    "LoRA r16, a quarter on, verdict x10, 1e-3": [QUARTER_ON, X10, "model.method=lora", "train.learning_rate=1e-3"],
+}
+# As many rows as each method trains in about the time of the quickstart.
+QUICKSTART = [X10, "train.learning_rate=3e-4", "train.pack_tokens=768"]
+STARTER_POINTS: dict[str, list[str]] = {
+    "full, 500 rows, all on": [*QUICKSTART, "data.max_rows=500"],
+    "full, 700 rows, a quarter on": [*QUICKSTART, QUARTER_ON, "data.max_rows=700"],
+    "upper half, 950 rows, a quarter on": [
+        *QUICKSTART,
+        QUARTER_ON,
+        "data.max_rows=950",
+        "model.method=freeze",
+        "model.trained_layers=15",
     ],
-    "label-only, 2e-4, starter pairs too": ["task.modes=[off]", "task.verdict_weight=1", "train.learning_rate=2e-4", STARTER],
-    "LoRA r16, a quarter on, verdict x10, 1e-3": [
-        "task.on_share=0.25",
-        "task.verdict_weight=10",
+    "LoRA r16, 900 rows, a quarter on, 1e-3": [
+        *QUICKSTART,
+        QUARTER_ON,
+        "data.max_rows=900",
         "model.method=lora",
         "train.learning_rate=1e-3",
     ],
 }
+POINTS = {"unseen": UNSEEN_POINTS, "starter": STARTER_POINTS}
 
 
 def main() -> None:
     """Run the chosen points one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=["unseen", "starter"])
+    parser.add_argument("data", choices=list(POINTS))
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the real data (unseen)")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--points", default=";".join(POINTS), help="names separated by semicolons")
+    parser.add_argument("--points", help="names separated by semicolons; all of them if not given")
     parser.add_argument("--set", action="append", default=[], help="an override for every point, for example train.epochs=1")
     args = parser.parse_args()
-    names = [name.strip() for name in args.points.split(";")]
+    points = POINTS[args.data]
+    names = [name.strip() for name in args.points.split(";")] if args.points else list(points)
+    if unknown := [name for name in names if name not in points]:
+        parser.error(f"unknown points {unknown}, expected some of {list(points)}")
     with tempfile.TemporaryDirectory() as scratch:
         train, test, traps = split_unseen(args.shared / "data") if args.data == "unseen" else split_starter()
         for name in names:
-            point = run_point(name, [*args.set, *POINTS[name]], train, test, traps, Path(scratch))
+            point = run_point(name, [*args.set, *points[name]], train, test, traps, Path(scratch))
             append_point(args.out, {"data": args.data}, point)
             print(json.dumps(point), flush=True)
 

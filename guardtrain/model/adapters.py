@@ -45,7 +45,7 @@ def _add_lora(model: Any, config: ModelConfig) -> Any:
         raise ConfigError(str(error).splitlines()[0], where="model.lora_targets") from error
 
 
-def _keep_a_backward(model: torch.nn.Module) -> None:
+def _keep_a_backward(model: Any) -> None:
     """Keep 4-bit weights in the layout that gradients can flow through.
 
     bitsandbytes 0.50 repacks them for good at the first forward in eval mode, on a CPU with AVX512-BF16, for a kernel
