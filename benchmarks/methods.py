@@ -9,19 +9,23 @@ ratio to full tuning in float32 is what carries over to other machines.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from environment import describe_environment
 from rich.console import Console
 
+from guardtrain.data.collate import collate
 from guardtrain.overrides import build_recipe
-from guardtrain.train.run import run
+from guardtrain.train.run import build_job, training_arguments
+from guardtrain.train.trainer import PackTrainer
 
 REFERENCE = "full float32"
 POINTS = {
@@ -60,18 +64,28 @@ def in_process(name: str, steps: int) -> dict[str, Any]:
 
 
 def run_point(name: str, steps: int) -> dict[str, Any]:
-    """Train `steps` packs. Peak memory is that of the whole process, model loading included."""
+    """Train `steps` packs and nothing else: no checkpoint, no evaluation. Peak memory includes loading the model."""
     with tempfile.TemporaryDirectory() as scratch:
         tree = {
             "data": {"train": ["starter"]},
-            "train": {"max_steps": steps, "watch_steps": 0, "save_steps": 100_000},
-            "evaluate": {"modes": ["off"], "max_rows": 2},
+            "train": {"max_steps": steps},
             "output": {"dir": str(Path(scratch) / "run")},
         }
-        outcome = run(build_recipe(tree, POINTS[name], name="methods", where="methods"), console=Console(stderr=True))
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    keys = ("steps", "computed_tokens", "train_seconds", "tokens_per_second", "compute_dtype")
-    return {**{key: outcome.summary[key] for key in keys}, "peak_process_mib": round(peak_mib)}
+        job = build_job(build_recipe(tree, POINTS[name], name="methods", where="methods"))
+        arguments = dataclasses.replace(training_arguments(job), save_strategy="no")
+        trainer = PackTrainer(
+            model=job.model, args=arguments, train_dataset=job.stream, data_collator=collate, keep_checkpoints=1
+        )
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+    return {
+        "packs": steps,
+        "computed_tokens": trainer.computed_tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(trainer.computed_tokens / seconds, 1),
+        "peak_process_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ class DataConfig:
         if not 0 < self.validation_fraction < 1:
             yield f"data.validation_fraction: expected a number between 0 and 1, found {self.validation_fraction}"
         yield from _at_least("data.max_prompt_tokens", self.max_prompt_tokens, 16)
+        if self.rejects is not None and any(self.rejects == source.path for source in self.train + self.validation):
+            yield f"data.rejects: expected a file of its own, found the data source {self.rejects}"
         if self.max_rows is not None:
             yield from _at_least("data.max_rows", self.max_rows, 2)
 
@@ -185,6 +187,8 @@ class EvaluateConfig:
             yield f"evaluate.target_fpr: expected a number between 0 and 1, found {self.target_fpr}"
         yield from _at_least("evaluate.pack_tokens", self.pack_tokens, 256)
         yield from _at_least("evaluate.samples", self.samples, 0)
+        if self.max_rows is not None:
+            yield from _at_least("evaluate.max_rows", self.max_rows, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,11 @@ class Evaluation:
     def is_malicious_N(self) -> np.ndarray:
         """Bool, shape (N,)."""
         return np.array([example.label is Label.MALICIOUS for example in self.examples])
+
+    def at(self, thresholds: Mapping[str, float]) -> Evaluation:
+        """The same scores, measured at other thresholds (0 where none is given)."""
+        modes = list(self.measures)
+        return replace(self, measures=_measures(self.scored, self.is_malicious_N, modes, thresholds))
 
     def to_json(self) -> dict[str, Any]:
         """Figures only: no prompt, no reason."""
@@ -65,16 +70,21 @@ def evaluate(
     scored_rows = [by_index[index] for index in range(len(examples))]
     seconds = time.perf_counter() - start
     is_malicious_N = np.array([example.label is Label.MALICIOUS for example in examples])
-    measures = {
+    return Evaluation(_measures(scored_rows, is_malicious_N, modes, thresholds or {}), examples, scored_rows, seconds)
+
+
+def _measures(
+    scored_rows: Sequence[Scored], is_malicious_N: np.ndarray, modes: Sequence[EvaluationMode], thresholds: Mapping[str, float]
+) -> dict[EvaluationMode, Measures]:
+    return {
         mode: measure(
             scores_of(scored_rows, mode),
             is_malicious_N,
-            threshold=(thresholds or {}).get(mode, 0.0),
+            threshold=thresholds.get(mode, 0.0),
             is_parsed_N=np.array([all(scored.is_natural[part] for part in run_modes([mode])) for scored in scored_rows]),
         )
         for mode in modes
     }
-    return Evaluation(measures, examples, scored_rows, seconds)
 
 
 def run_modes(modes: Sequence[EvaluationMode]) -> list[Mode]:

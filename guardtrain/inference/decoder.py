@@ -22,7 +22,8 @@ class TreeDecoder:
     def __init__(self, model: Any, policy_ids: list[int]) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self._cache = DynamicCache(config=model.config)
+        # Without the config: layers with a sliding window would drop keys that the mask still counts.
+        self._cache = DynamicCache()
         self._owner_K = torch.empty(0, dtype=torch.int64, device=self.device)
         self._next_position: list[int] = []
         self._policy_length = len(policy_ids)

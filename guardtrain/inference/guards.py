@@ -23,13 +23,14 @@ FORMAT = 1
 class GuardSettings:
     """What `guard.json` holds: everything beside the weights that a verdict depends on.
 
-    base_model: the model argument the guard was trained from; needed again where only an adapter was saved.
+    base_model, revision: the model argument the guard was trained from; needed again where only an adapter was saved.
     policy, modes, max_reason_tokens, max_prompt_tokens: as in training.
     thresholds: by evaluation mode (off, on, both): flag when score >= threshold; set at `target_fpr` on validation rows.
     collapsed: what the collapse watch last said, None when all was well.
     """
 
     base_model: str
+    revision: str | None = None
     method: str = "full"
     policy: str = DEFAULT_POLICY
     modes: tuple[str, ...] = ("off", "on")
@@ -87,18 +88,20 @@ def model_folder(name: str) -> Path | None:
     return None
 
 
-def load_guard(name: str, *, policy: str | None = None, device: str | None = None) -> Guard:
+def load_guard(name: str, *, policy: str | None = None, revision: str | None = None, device: str | None = None) -> Guard:
     """Load a run, a model folder, or any base model as a guard, in float32 on a CPU and bfloat16 on a GPU.
 
-    policy: replaces the saved one (base models: the default one). Raises ModelError when the model cannot be had.
+    An adapter, of QLoRA too, is merged into the unquantised base model: that is what is measured and given a threshold.
+    revision: of a base model. policy: replaces the saved one (base models: the default one).
+    Raises ModelError when the model cannot be had.
     """
     folder = model_folder(name)
-    settings = GuardSettings.read(folder) if folder else GuardSettings(base_model=name)
+    settings = GuardSettings.read(folder) if folder else GuardSettings(base_model=name, revision=revision)
     if policy is not None:
         settings = replace(settings, policy=policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    tokenizer = load_tokenizer(str(folder) if folder else name)
+    tokenizer = load_tokenizer(str(folder)) if folder else load_tokenizer(name, revision)
     model = _load_weights(name, folder, settings, dtype).to(device)
     model.eval()
     return Guard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
@@ -106,10 +109,10 @@ def load_guard(name: str, *, policy: str | None = None, device: str | None = Non
 
 def _load_weights(name: str, folder: Path | None, settings: GuardSettings, dtype: torch.dtype) -> Any:
     if folder is None:
-        return load_model(ModelConfig(name=name), dtype)
+        return load_model(ModelConfig(name=name, revision=settings.revision), dtype)
     if (folder / "adapter_config.json").is_file():
         from peft import PeftModel
 
-        base = load_model(ModelConfig(name=settings.base_model), dtype)
+        base = load_model(ModelConfig(name=settings.base_model, revision=settings.revision), dtype)
         return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     return load_model(ModelConfig(name=str(folder)), dtype)

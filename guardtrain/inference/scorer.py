@@ -20,8 +20,8 @@ class Scored:
     scores: by mode, logit(malicious) - logit(benign).
     reason: the sentence written in mode `on`, else None.
     truncated: the reason hit the token cap and was closed by force.
-    is_natural: in each mode, whether the most likely token of all at the verdict position is one of the labels; a
-    free-running server would have given no verdict otherwise.
+    is_natural: in each mode, whether the most likely token of all at the verdict position is one of the labels, and in mode
+    `on` whether the reason ended by itself; a free-running server would have given no verdict otherwise.
     """
 
     scores: dict[Mode, float]
@@ -65,6 +65,8 @@ class Scorer:
         if Mode.ON in modes:
             reasons, truncated, ended = self._write_reasons(len(prompts))
             self._read_verdicts(self.template.on_verdict, Mode.ON, scores, natural, ended)
+            for branch, was_cut in enumerate(truncated):
+                natural[branch][Mode.ON] &= not was_cut
         return [
             Scored(scores=s, is_natural=n, reason=r, truncated=t)
             for s, n, r, t in zip(scores, natural, reasons, truncated, strict=True)

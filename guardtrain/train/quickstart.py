@@ -53,11 +53,12 @@ class QuickstartReport:
 def run_quickstart(recipe: Recipe, *, console: Console) -> QuickstartReport:
     """Measure the untuned model on the held-out rows, train, and measure again. Seconds include loading."""
     start = time.perf_counter()
-    base = load_guard(recipe.model.name, policy=recipe.task.policy)
+    base = load_guard(recipe.model.name, policy=recipe.task.policy, revision=recipe.model.revision)
     rows = load_rows(recipe, build_template(base.tokenizer, recipe.task))
     held_out = measured_rows(rows, recipe.evaluate.max_rows, seed=recipe.data.seed)
     scorer = base.scorer(recipe.evaluate.pack_tokens)
-    before = evaluate_shown("measure the untuned model", scorer, held_out, evaluation_modes(recipe), console=console)
+    modes = evaluation_modes(recipe, rows.train)
+    before = evaluate_shown("measure the untuned model", scorer, held_out, modes, console=console)
     del base, scorer
     outcome = run(recipe, console=console)
     return QuickstartReport(before, outcome, time.perf_counter() - start, recipe.evaluate.samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrain.config import DataConfig, Recipe, TaskConfig
@@ -26,12 +26,23 @@ Template = GuardTemplate | ChatTemplate
 
 @dataclass(frozen=True)
 class Rows:
-    """The checked rows of a run. by_source: the training rows, one list for each source of the recipe."""
+    """The checked rows of a run.
+
+    by_source: the training rows, one list for each source of the recipe. rejected: the problems of the rows that were set
+    aside; rejects: the file they go into.
+    """
 
     train: list[Example]
     validation: list[Example]
     by_source: list[list[Example]]
     notes: list[str]
+    rejected: list[Problem] = field(default_factory=list)
+    rejects: str | None = None
+
+    def write_rejects(self) -> None:
+        """Write the rows that were set aside; after the run folder is made, for the file may lie in it."""
+        if self.rejected and self.rejects:
+            write_rejects(self.rejected, self.rejects)
 
 
 def build_template(tokenizer: Any, task: TaskConfig) -> Template:
@@ -49,11 +60,12 @@ def load_rows(recipe: Recipe, template: Template) -> Rows:
     data, kind = recipe.data, recipe.task.kind
     notes: list[str] = []
     loaded = load_sources(data.train, kind)
-    train = _checked(loaded, template, data, notes)
+    rejected: list[Problem] = []
+    train = _checked(loaded, template, data, notes, rejected)
     if data.validation:
         # Validation rows are never quietly left out: a measure on fewer rows than were given would mislead.
         held = load_sources(data.validation, kind)
-        validation = _checked(held, template, data, notes, may_reject=False)
+        validation = _checked(held, template, data, notes)
         _refuse_leaks(train, validation, notes)
     else:
         train, validation = split_validation(train, data.validation_fraction, data.seed)
@@ -61,7 +73,7 @@ def load_rows(recipe: Recipe, template: Template) -> Rows:
         notes.append(f"{data.max_rows} of {len(train)} training rows are used (data.max_rows=null for all)")
         train = balanced_subset(train, data.max_rows, data.seed, reasons_first="on" in recipe.task.modes)
     notes += _mode_notes(train, recipe.task, data.seed)
-    return Rows(train, validation, loaded.by_source(train, len(data.train)), notes)
+    return Rows(train, validation, loaded.by_source(train, len(data.train)), notes, rejected, data.rejects)
 
 
 def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: int) -> PackStream:
@@ -116,9 +128,9 @@ def build_tree(template: Template, row: Example, modes: Sequence[str]) -> Segmen
 
 
 def _checked(
-    loaded: LoadedRows, template: Template, data: DataConfig, notes: list[str], *, may_reject: bool = True
+    loaded: LoadedRows, template: Template, data: DataConfig, notes: list[str], rejected: list[Problem] | None = None
 ) -> list[Example]:
-    """The rows without errors. Warnings become notes; errors are refused, or set aside into `data.rejects`."""
+    """The rows without errors. Warnings become notes; errors are refused, or added to `rejected` where `data.rejects` is set."""
     examples = loaded.examples
     problems = loaded.problems + check_examples(
         examples,
@@ -134,10 +146,10 @@ def _checked(
     if not errors:
         return examples
     is_of_a_row = [problem.row is not None for problem in errors]
-    if data.rejects is None or not may_reject or not all(is_of_a_row):
+    if data.rejects is None or rejected is None or not all(is_of_a_row):
         raise _refusal(errors)
-    written = write_rejects(errors, data.rejects)
-    notes.append(f"{written} bad rows set aside in {data.rejects}")
+    rejected += errors
+    notes.append(f"{len({problem.where for problem in errors})} bad rows set aside in {data.rejects}")
     kept = set_aside(examples, errors)
     left = errors_of(class_balance([row for row in kept if isinstance(row, GuardExample)])) if kept else errors
     if left:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,15 @@ from guardtrain.inference.guards import Guard, GuardSettings, load_guard
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import prepare_for_training, trainable_parameters
 from guardtrain.model.attention import NAME as TREE_ATTENTION
-from guardtrain.model.load import load_model, load_tokenizer, quiet_progress_bars
+from guardtrain.model.attention import attention_window
+from guardtrain.model.load import lasting_name, load_model, load_tokenizer, quiet_progress_bars
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
-from guardtrain.train.folder import RunFolder
+from guardtrain.train.folder import RunFolder, RunState
 from guardtrain.train.rows import Rows, Template, build_stream, build_template, build_tree, load_rows, measured_rows, watch_slice
 from guardtrain.train.stream import PackStream
 from guardtrain.train.trainer import PackTrainer, pack_loss_sum
-from guardtrain.types import Label, Mode
+from guardtrain.types import Example, GuardExample, Label, Mode
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Job:
     stream: PackStream
     precision: Precision
     model: Any
+    modes: list[EvaluationMode]
 
 
 @dataclass(frozen=True)
@@ -89,24 +92,38 @@ def _is_main() -> bool:
 def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
     """Check and load everything; the run folder is touched last."""
     _check_trackers(recipe)
+    _check_one_process()
     if not torch.cuda.is_available():
         # 2026-11: DeepSpeed, which accelerate imports on the way, else warns on standard output that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder = RunFolder(Path(recipe.run_dir))
     folder.check(recipe, resume=resume)
-    precision = choose_precision(recipe.model.dtype)
+    # A machine under load could measure another dtype now than when the run began.
+    precision = choose_precision(folder.state.dtype if resume else recipe.model.dtype)
     tokenizer = load_tokenizer(recipe.model.name, recipe.model.revision)
     template = build_template(tokenizer, recipe.task)
     rows = load_rows(recipe, template)
-    stream = build_stream(recipe, template, rows, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    stream = build_stream(recipe, template, rows, world_size=1)
+    modes = evaluation_modes(recipe, rows.train) if recipe.task.kind == "guard" else []
+    state = RunState(dtype=precision.name, data=stream.fingerprint())
+    if resume:
+        folder.check_state(state)
     model = _build_model(recipe, precision)
     _check_context(recipe, template, model)
-    folder.start(recipe, resume=resume)
-    return Job(recipe, folder, tokenizer, template, rows, stream, precision, model)
+    folder.start(recipe, state, resume=resume)
+    rows.write_rejects()
+    return Job(recipe, folder, tokenizer, template, rows, stream, precision, model, modes)
+
+
+def _check_one_process() -> None:
+    """Ranks would overwrite each other's run folder: several of them are not supported yet."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks != "1":
+        raise ConfigError("training on several ranks is not supported yet", where="WORLD_SIZE", expected="1", found=ranks)
 
 
 def _build_model(recipe: Recipe, precision: Precision) -> Any:
-    """Frozen weights are kept in the computing dtype, trained ones in float32."""
+    """Below an adapter the weights are kept in the computing dtype; full and freeze hold all of them in float32."""
     is_adapter = recipe.model.method in {"lora", "qlora"}
     weights_dtype = precision.compute if is_adapter else torch.float32
     model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora", attention=TREE_ATTENTION)
@@ -125,12 +142,23 @@ def _check_context(recipe: Recipe, template: Template, model: Any) -> None:
             "longer rows than the model has positions", where="data.max_prompt_tokens", expected=f"at most {limit}", found=found
         )
 
+    window = attention_window(model.config)
+    if window is not None and needed > window:
+        hint = "tree attention sees a row whole; shorten data.max_prompt_tokens"
+        raise ConfigError(
+            "longer rows than the model's sliding window",
+            where=recipe.model.name,
+            expected=f"<= {window}",
+            found=str(needed),
+            hint=hint,
+        )
+
 
 def _say_plan(job: Job) -> None:
     trained, total = trainable_parameters(job.model)
     for note in job.rows.notes:
         log.info("%s", note)
-    log.info("computing in %s: %s", str(job.precision.compute).removeprefix("torch."), job.precision.why)
+    log.info("computing in %s: %s", job.precision.name, job.precision.why)
     log.info("method %s: %s of %s parameters train", job.recipe.model.method, f"{trained:,}", f"{total:,}")
     log.info(
         "%d training rows, %d held out; %d packs of %d tokens (%.0f %% full), %d steps",
@@ -152,6 +180,8 @@ def _train_and_measure(job: Job, *, resume: bool, console: Console) -> Outcome:
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = _training_summary(job, trainer, time.perf_counter() - start)
+    if watch and not watch.seen:  # resumed after the last step: the mark of the run must not get lost
+        watch.look(trainer.state.global_step)
     if interrupt.interrupted and trainer.state.global_step < job.stream.num_steps:
         log.warning("stopped at step %d of %d; --resume continues", trainer.state.global_step, job.stream.num_steps)
         return Outcome(job.folder, finished=False, summary=summary)
@@ -194,7 +224,7 @@ def _build_trainer(job: Job, console: Console) -> tuple[PackTrainer, CollapseWat
 def training_arguments(job: Job) -> TrainingArguments:
     """The recipe in transformers' words."""
     train = job.recipe.train
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(job.folder.checkpoints),
         per_device_train_batch_size=1,  # one pack
         gradient_accumulation_steps=train.packs_per_step,
@@ -213,6 +243,7 @@ def training_arguments(job: Job) -> TrainingArguments:
         data_seed=train.seed,
         logging_steps=train.log_steps,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would show the mean of other steps for a loss that is not a number
         save_strategy="steps",
         save_steps=train.save_steps,
         report_to=list(train.report_to) or "none",
@@ -220,6 +251,9 @@ def training_arguments(job: Job) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if arguments.device.type == "cuda":
+        arguments._n_gpu = 1  # else the Trainer wraps the model in DataParallel, which cannot split a pack
+    return arguments
 
 
 def _build_watch(job: Job, trainer: PackTrainer) -> CollapseWatch | None:
@@ -252,7 +286,7 @@ def _training_summary(job: Job, trainer: PackTrainer, seconds: float) -> dict[st
         "steps": trainer.state.global_step,
         "training_rows": len(job.rows.train),
         "held_out_rows": len(job.rows.validation),
-        "compute_dtype": str(job.precision.compute).removeprefix("torch."),
+        "compute_dtype": job.precision.name,
         "train_seconds": round(seconds, 1),
         "computed_tokens": trainer.computed_tokens,
         "tokens_per_second": round(trainer.computed_tokens / seconds, 1),
@@ -283,10 +317,11 @@ def _save_model(job: Job, model: Any, collapsed: str | None) -> None:
 def _settings(job: Job, collapsed: str | None) -> GuardSettings:
     task = job.recipe.task
     return GuardSettings(
-        base_model=job.recipe.model.name,
+        base_model=lasting_name(job.recipe.model.name),
+        revision=job.recipe.model.revision,
         method=job.recipe.model.method,
         policy=task.policy,
-        modes=task.modes,
+        modes=trained_modes(job.recipe, job.rows.train),
         max_reason_tokens=task.max_reason_tokens,
         max_prompt_tokens=job.recipe.data.max_prompt_tokens,
         target_fpr=job.recipe.evaluate.target_fpr,
@@ -294,10 +329,20 @@ def _settings(job: Job, collapsed: str | None) -> GuardSettings:
     )
 
 
-def evaluation_modes(recipe: Recipe) -> list[EvaluationMode]:
-    """The recipe's evaluation modes, less those that it does not train."""
-    trained = set(recipe.task.modes)
-    return [mode for mode in recipe.evaluate.modes if (trained == {"off", "on"} if mode == "both" else mode in trained)]
+def trained_modes(recipe: Recipe, train: Sequence[Example]) -> tuple[str, ...]:
+    """The recipe's modes that some row trains: without a reason none trains mode on."""
+    has_reason = any(isinstance(row, GuardExample) and row.reason is not None for row in train)
+    return tuple(mode for mode in recipe.task.modes if mode == "off" or has_reason)
+
+
+def evaluation_modes(recipe: Recipe, train: Sequence[Example]) -> list[EvaluationMode]:
+    """The recipe's evaluation modes, less those that are not trained. Raises ConfigError when none is left."""
+    trained = set(trained_modes(recipe, train))
+    modes = [mode for mode in recipe.evaluate.modes if (trained == {"off", "on"} if mode == "both" else mode in trained)]
+    if not modes:
+        found = f"{list(recipe.evaluate.modes)}, trained {sorted(trained)}"
+        raise ConfigError("no mode is both trained and measured", where="evaluate.modes", expected="a trained mode", found=found)
+    return modes
 
 
 @torch.inference_mode()
@@ -322,8 +367,9 @@ def _measure(job: Job, summary: dict[str, Any], console: Console) -> Outcome:
     settings = job.recipe.evaluate
     held_out = measured_rows(job.rows, settings.max_rows, seed=job.recipe.data.seed)
     scorer = guard.scorer(settings.pack_tokens)
-    evaluation = evaluate_shown("measure the guard", scorer, held_out, evaluation_modes(job.recipe), console=console)
+    evaluation = evaluate_shown("measure the guard", scorer, held_out, job.modes, console=console)
     thresholds = choose_thresholds(evaluation, settings.target_fpr)
+    evaluation = evaluation.at(thresholds)
     dataclasses.replace(guard.settings, thresholds=thresholds).write(job.folder.model)
     summary = {**summary, "collapsed": guard.settings.collapsed, "held_out": evaluation.to_json(), "thresholds": thresholds}
     return Outcome(job.folder, True, summary, guard, evaluation)

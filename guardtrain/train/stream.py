@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from torch.utils.data import Dataset
@@ -64,6 +66,8 @@ class PackStream(Dataset[Pack]):
             self.packs_per_epoch.append(len(planned))
         if max_steps is not None:
             del self.packs[max_steps * multiple :]
+        if not self.packs:
+            raise ConfigError("no rows to train on", where="data.train", hint="the sources' weights leave none in an epoch")
         self.multiple = multiple
         self.num_steps = len(self.packs) // multiple
 
@@ -73,6 +77,13 @@ class PackStream(Dataset[Pack]):
     def __getitem__(self, index: int) -> Pack:
         rows = [self.rows[row] for row in self.packs[index]]
         return layout([Segment.unsupervised(self.root_ids, rows)] if self.root_ids else rows)
+
+    def fingerprint(self) -> str:
+        """A hash of every pack's rows, token by token, in order: equal streams train equally."""
+        digest = hashlib.blake2b(repr((self.root_ids, self.packs)).encode(), digest_size=16)
+        for row in self.rows:
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
 
     def epoch_after(self, steps: int) -> float:
         """How many epochs of rows `steps` optimizer steps have seen."""
@@ -90,9 +101,14 @@ class PackStream(Dataset[Pack]):
 
 
 def group_twins(rows: Sequence[int], pairs: Sequence[str]) -> list[list[int]]:
-    """`rows` in units that stay together: those of one pair in one unit, every other row alone. Order of first appearance."""
+    """`rows` in units that stay together: those of one pair in one unit, every other row alone. Order of first appearance.
+
+    A row that comes several times (a source's weight) is in as many units: twins share a pack, copies need not.
+    """
     units: dict[object, list[int]] = {}
+    copies: Counter[int] = Counter()
     for position, row in enumerate(rows):
-        key = (pairs[row] if pairs else "") or position
-        units.setdefault(key, []).append(row)
+        pair = pairs[row] if pairs else ""
+        units.setdefault((pair, copies[row]) if pair else position, []).append(row)
+        copies[row] += 1
     return list(units.values())

@@ -139,3 +139,92 @@ def test_quickstart_measures_before_and_after(guardtrain: Any, tiny_run: Any, tm
     shown = guardtrain("quickstart", "--out", tmp_path / "quick", *[o for o in overrides if "output.dir" not in o])
     assert "before" in shown.out
     assert "Sample verdicts" in shown.out
+
+
+def test_rejects_in_the_run_folder_are_kept_and_counted_by_row(
+    guardtrain: Any, tiny_run: Any, tmp_path: Path, rows_file: str
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    twice_bad = {"prompt": "", "label": "malicious", "reason": "It is malicious. And it has two sentences."}
+    rows.write_text(Path(rows_file).read_text() + json.dumps(twice_bad) + "\n")
+    rejects = tmp_path / "run" / "bad.jsonl"
+    called = guardtrain(*tiny_run(f"data.train={rows}", f"data.rejects={rejects}", "train.max_steps=1"))
+    assert called.code == 0, called.err
+    assert "1 bad rows set aside" in called.err
+    assert {json.loads(line)["where"] for line in rejects.read_text().splitlines()} == {f"{rows}:41"}
+
+
+def test_rows_without_reasons_make_a_guard_of_mode_off(guardtrain: Any, tiny_run: Any, tmp_path: Path, rows_file: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.loads(line) for line in Path(rows_file).read_text().splitlines()]
+    rows.write_text("".join(json.dumps({**line, "reason": None}) + "\n" for line in lines))
+    called = guardtrain(*tiny_run(f"data.train={rows}", "train.max_steps=1", "evaluate.modes=[off,on,both]"))
+    assert called.code == 0, called.err
+    guard = json.loads((tmp_path / "run" / "model" / "guard.json").read_text())
+    assert (guard["modes"], list(guard["thresholds"])) == (["off"], ["off"])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["held_out"]["modes"]["off"]["threshold"] == pytest.approx(summary["thresholds"]["off"], abs=1e-6)
+    refused = guardtrain(*tiny_run(f"data.train={rows}", "evaluate.modes=[on]", f"output.dir={tmp_path / 'other'}"))
+    assert refused.code == 2
+    assert "no mode is both trained and measured" in refused.err
+
+
+def test_an_adapter_remembers_its_base(
+    guardtrain: Any, tiny_run: Any, tiny_folder: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Also when the working directory has changed since."""
+    monkeypatch.chdir(Path(tiny_folder).parent)
+    arguments = tiny_run("model.method=lora", f"model.name=./{Path(tiny_folder).name}", "model.revision=v1", "train.max_steps=1")
+    assert guardtrain(*arguments).code == 0
+    guard = json.loads((tmp_path / "run" / "model" / "guard.json").read_text())
+    assert (guard["base_model"], guard["revision"]) == (tiny_folder, "v1")
+
+
+def test_changed_data_are_not_resumed(guardtrain: Any, tiny_run: Any, tmp_path: Path, rows_file: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(Path(rows_file).read_text())
+    assert guardtrain(*tiny_run(f"data.train={rows}", "train.save_steps=2", "train.max_steps=4")).code == 0
+    with rows.open("a") as file:
+        file.write(json.dumps({"prompt": "One more question about rows.", "label": "benign"}) + "\n")
+    refused = guardtrain(*tiny_run(f"data.train={rows}", "train.save_steps=2", "train.max_steps=4"), "--resume")
+    assert refused.code == 2
+    assert "the training data have changed" in refused.err
+
+
+def test_a_run_that_ended_keeps_its_mark_when_it_is_resumed(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
+    """As after Ctrl-C while it was measured: no step is left to look at."""
+    arguments = tiny_run("train.learning_rate=0.9", "train.epochs=3", "task.modes=[off]")
+    assert guardtrain(*arguments).code == 0
+    (tmp_path / "run" / "model" / "guard.json").unlink()
+    assert guardtrain(*arguments, "--resume").code == 0
+    assert json.loads((tmp_path / "run" / "model" / "guard.json").read_text())["collapsed"]
+
+
+def test_a_folder_with_a_recipe_of_its_own_is_not_overwritten(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("task: guard\n")
+    (tmp_path / "thesis.txt").write_text("three years")
+    called = guardtrain(*tiny_run(f"output.dir={tmp_path}", "output.overwrite=true"))
+    assert called.code == 2
+    assert "the folder is not a run's" in called.err
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
+
+
+def test_several_ranks_are_refused_until_they_are_supported(guardtrain: Any, tiny_run: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    called = guardtrain(*tiny_run())
+    assert called.code == 2
+    assert "WORLD_SIZE" in called.err
+
+
+def test_rows_longer_than_a_sliding_window_are_refused(
+    guardtrain: Any, tiny_run: Any, tmp_path: Path, smol_tokenizer: Any
+) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MistralConfig(vocab_size=len(smol_tokenizer), num_hidden_layers=1, sliding_window=300, **sizes)
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    smol_tokenizer.save_pretrained(tmp_path / "mistral")
+    called = guardtrain(*tiny_run(f"model.name={tmp_path / 'mistral'}"))
+    assert called.code == 2
+    assert "sliding window" in called.err

@@ -115,6 +115,8 @@ def test_a_truncated_reason_still_gets_its_verdict(model: Any, template: GuardTe
         (scored,) = score_all(Scorer(model, tokenizer, template, max_reason_tokens=cap), PROMPTS[:1], (Mode.ON,))
         on_ids = ids + written + template.on_verdict.prefix
         assert scored.truncated is truncated, cap
+        # A label as the likeliest token counts only after a reason that ended by itself.
+        assert not (truncated and scored.is_natural[Mode.ON])
         assert scored.reason == tokenizer.decode(written).strip()
         assert scored.scores[Mode.ON] == pytest.approx(plain_score(model, on_ids, template.on_verdict.labels), abs=1e-4)
 
@@ -271,3 +273,20 @@ def test_batches_hold_every_row_once_in_ascending_length() -> None:
     assert batches_by_length(lengths, 50) == [[1, 4, 2, 0], [3]]
     assert batches_by_length(lengths, 1) == [[1], [4], [2], [0], [3]]
     assert batches_by_length([], 50) == []
+
+
+def test_a_sliding_window_longer_than_each_row_changes_nothing(template: GuardTemplate, smol_tokenizer: Any) -> None:
+    """The cache of a batch is longer than the window; every row alone is not, so all of it is seen."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(3)
+    longest = max(len(read_ids(template, prompt)) for prompt in PROMPTS) + 30
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = MistralConfig(
+        vocab_size=len(smol_tokenizer), num_hidden_layers=2, sliding_window=longest, initializer_range=0.2, **sizes
+    )
+    model = MistralForCausalLM(config).float().eval()
+    assert sum(len(read_ids(template, prompt)) for prompt in PROMPTS) > longest
+    for prompt, got in zip(PROMPTS, score_all(Scorer(model, smol_tokenizer, template), PROMPTS, (Mode.OFF,)), strict=True):
+        ids = read_ids(template, prompt) + template.off_verdict.prefix
+        assert got.scores[Mode.OFF] == pytest.approx(plain_score(model, ids, template.off_verdict.labels), abs=1e-4)

@@ -152,3 +152,11 @@ def test_a_look_in_eval_mode_leaves_the_gradients_of_four_bit_weights_alone(
     assert before[first].abs().max() > 0
     assert before.keys() == after.keys()
     assert all(torch.equal(gradient, after[name]) for name, gradient in before.items())
+
+
+def test_freeze_says_which_architecture_it_does_not_know() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel"):
+        prepare_for_training(model, ModelConfig(method="freeze", trained_layers=1))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from guardtrain.data.packing import Segment
 from guardtrain.errors import ConfigError
-from guardtrain.train.stream import MIN_ROOM, PackStream
+from guardtrain.train.stream import MIN_ROOM, PackStream, group_twins
 
 ROOT_IDS = [1, 2, 3]
 
@@ -149,3 +149,20 @@ def test_twins_train_in_the_same_pack() -> None:
     for pack in stream.packs:
         assert all(pack.count(row) == pack.count(row ^ 1) for row in pack if row < 24)
     assert sorted(row for pack in stream.packs for row in pack) == sorted([*range(32)] * 3)
+
+
+def test_copies_of_a_pair_stand_in_units_of_their_own() -> None:
+    """A source's weight of 2 gives each row twice: two units of twins, not one of four rows."""
+    assert group_twins([0, 1, 2, 0, 1, 2], ["a", "a", ""]) == [[0, 1], [2], [0, 1], [2]]
+
+
+def test_an_epoch_without_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no rows to train on"):
+        PackStream(rows_of_lengths([5]), lambda epoch: [], root_ids=[], pack_tokens=500, multiple=1, epochs=1, seed=0)
+
+
+def test_the_fingerprint_is_of_rows_and_order() -> None:
+    one = stream([30] * 20).fingerprint()
+    assert one == stream([30] * 20).fingerprint()
+    assert one != stream([30] * 20, seed=1).fingerprint()
+    assert one != stream([30] * 19 + [31]).fingerprint()
