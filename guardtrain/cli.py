@@ -30,6 +30,8 @@ USAGE_ERROR: type[Any] = next(base for base in typer.BadParameter.__mro__ if bas
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="For example prompt=instruction.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="THEIRS=OURS", help="For example jailbreak=malicious.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 
 
@@ -90,17 +92,22 @@ def train(
         raise typer.Exit(INTERRUPTED)
     if as_json:
         _print_json(outcome.summary)
-    elif os.environ.get("RANK", "0") == "0":
-        if outcome.evaluation:
-            _out().print(measures_table({"held-out rows": outcome.evaluation}))
+    elif outcome.evaluation:
+        _out().print(measures_table({"held-out rows": outcome.evaluation}))
         _out().print(f"guard: {outcome.folder.model}", markup=False)
+    else:
+        losses = outcome.summary["held_out_loss"]
+        _out().print(f"held-out loss: {losses['before']:.4f} before, {losses['after']:.4f} after")
+        _out().print(f"model: {outcome.folder.model}", markup=False)
 
 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run or model folder, an embedded name, or a Hugging Face id.")],
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Labelled rows: files, 'starter' or 'starter-hard'.")],
-    modes: Annotated[str, typer.Option(help="off, on, both, separated by commas.")] = "off,on,both",
+    modes: Annotated[str | None, typer.Option(help="off, on, both, separated by commas. Default: the guard's.")] = None,
+    column: Columns = None,
+    label: Labels = None,
     max_rows: Annotated[int | None, typer.Option(min=2, help="A seeded, balanced subset of the rows.")] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Replaces the guard's own limit.")] = None,
     policy: Annotated[Path | None, typer.Option(help="A text file with another policy than the guard's own.")] = None,
@@ -113,14 +120,17 @@ def evaluate(
     from guardtrain.evaluate.files import evaluate_files, parse_modes
     from guardtrain.evaluate.report import measures_table, write_scores
 
-    policy_text = policy.read_text(encoding="utf-8") if policy else None
+    for option, file in (("--scores", scores_file), ("--json-file", json_file)):
+        _check_writable(option, file)
     result = evaluate_files(
         model,
         data,
-        parse_modes(modes),
+        parse_modes(modes) if modes is not None else None,
+        columns=_pairs("--column", column),
+        labels=_pairs("--label", label),
         max_rows=max_rows,
         max_prompt_tokens=max_prompt_tokens,
-        policy=policy_text,
+        policy=_read_text("--policy", policy),
         console=console,
     )
     if scores_file:
@@ -137,8 +147,8 @@ def evaluate(
 def data_check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Data files, folders, ids, 'starter' or 'starter-hard'.")],
     kind: Annotated[str, typer.Option(help="guard or instruct.")] = "guard",
-    column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="For example prompt=instruction.")] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="THEIRS=OURS", help="For example jailbreak=malicious.")] = None,
+    column: Columns = None,
+    label: Labels = None,
     reasons: Annotated[str | None, typer.Option(help="A JSONL file of reasons to join by id.")] = None,
     exclude: Annotated[str | None, typer.Option(help="A JSONL file of ids to leave out.")] = None,
     model: Annotated[str | None, typer.Option(help="Count tokens with this model's tokenizer.")] = None,
@@ -238,6 +248,24 @@ def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
         if not (left and equals and right):
             raise ConfigError("not a pair", where=option, expected="LEFT=RIGHT", found=left + equals + right)
     return {left: right for left, _, right in pairs}
+
+
+def _read_text(option: str, path: Path | None) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8") if path else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "cannot be read", where=f"{option} {path}", expected="a text file in UTF-8", found=str(error)
+        ) from error
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Before the rows are scored, which may take an hour."""
+    try:
+        if path:
+            path.open("a").close()
+    except OSError as error:
+        raise ConfigError("cannot be written", where=f"{option} {path}", found=error.strerror) from error
 
 
 def _token_counter(model: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -55,8 +55,10 @@ def parse_modes(text: str) -> list[EvaluationMode]:
 def evaluate_files(
     model: str,
     data: Sequence[str],
-    modes: Sequence[EvaluationMode],
+    modes: Sequence[EvaluationMode] | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
     max_rows: int | None = None,
     max_prompt_tokens: int | None = None,
     policy: str | None = None,
@@ -64,9 +66,12 @@ def evaluate_files(
 ) -> FileEvaluation:
     """Score every row of `data` with the guard `model`.
 
-    max_prompt_tokens: replaces the guard's own limit. Raises DataError for any row that cannot be scored: none is dropped.
+    modes: those that the guard was trained in if absent, and their mean. columns, labels: as in a recipe's source, for each
+    of `data`. max_prompt_tokens: replaces the guard's own limit.
+    Raises DataError for any row that cannot be scored: none is dropped.
     """
-    loaded = load_sources([Source(path=path) for path in data], "guard")
+    sources = [Source(path=path, columns=dict(columns or {}), labels=dict(labels or {})) for path in data]
+    loaded = load_sources(sources, "guard")
     _refuse(errors_of(loaded.problems))
     examples = [example for example in loaded.examples if isinstance(example, GuardExample)]
     if {example.label for example in examples} != set(Label):
@@ -76,9 +81,14 @@ def evaluate_files(
     guard = load_guard(model, policy=policy)
     limit = max_prompt_tokens or guard.settings.max_prompt_tokens
     _refuse(over_budget(examples, limit, lambda text: len(guard.template.encoder.plain(text))), hint="--max-prompt-tokens")
+    modes = modes or _trained_modes(guard)
     scorer, thresholds = guard.scorer(pack_tokens=2048), guard.settings.thresholds
     evaluation = evaluate_shown("score", scorer, examples, modes, thresholds=thresholds, console=console)
     return FileEvaluation(model, data, guard, evaluation)
+
+
+def _trained_modes(guard: Guard) -> list[EvaluationMode]:
+    return parse_modes(",".join([*guard.settings.modes, *(["both"] if len(guard.settings.modes) > 1 else [])]))
 
 
 def _refuse(errors: Sequence[Problem], hint: str | None = None) -> None:

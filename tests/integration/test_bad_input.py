@@ -245,3 +245,17 @@ def test_ctrl_c_saves_and_says_how_to_resume(
     assert 0 < stopped_at < total
     changed = guardtrain(*tiny_run("train.epochs=60", "train.learning_rate=0.5"), "--resume")
     check_refused(changed, "train.learning_rate", "0.5")
+
+
+def test_a_policy_that_is_no_text_is_one_line(guardtrain: Any, tmp_path: Path) -> None:
+    (tmp_path / "policy.txt").write_bytes(b"\xff\xfe\x00")
+    check_refused(
+        guardtrain("evaluate", "smollm2-135m", "starter", "--policy", tmp_path / "policy.txt"), "--policy", "policy.txt"
+    )
+
+
+@pytest.mark.parametrize("option", ["--scores", "--json-file"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_scored(guardtrain: Any, tmp_path: Path, option: str) -> None:
+    check_refused(
+        guardtrain("evaluate", tmp_path / "no-model", "starter", option, tmp_path / "none" / "x.json"), option, "x.json"
+    )

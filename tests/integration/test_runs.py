@@ -72,6 +72,7 @@ def test_instruct_rows_train_on_the_same_trainer(guardtrain: Any, tiny_run: Any,
     called = guardtrain(*tiny_run("task=instruct", f"data.train={path}", "train.epochs=4"))
     summary = check_trained(called, tmp_path / "run")
     assert "thresholds" not in summary
+    assert f"{summary['held_out_loss']['after']:.4f} after" in called.out
     assert summary["held_out_loss"]["after"] < summary["held_out_loss"]["before"]
     assert not (tmp_path / "run" / "model" / "guard.json").exists()
 
@@ -164,6 +165,12 @@ def test_rows_without_reasons_make_a_guard_of_mode_off(guardtrain: Any, tiny_run
     assert (guard["modes"], list(guard["thresholds"])) == (["off"], ["off"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["held_out"]["modes"]["off"]["threshold"] == pytest.approx(summary["thresholds"]["off"], abs=1e-6)
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text("".join(json.dumps({"ask": line["prompt"], "mark": line["label"][:3]}) + "\n" for line in lines))
+    mapping = ["--column", "prompt=ask", "--column", "label=mark", "--label", "mal=malicious", "--label", "ben=benign"]
+    evaluated = guardtrain("evaluate", tmp_path / "run", foreign, *mapping, "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert list(json.loads(evaluated.out)["modes"]) == ["off"]
     refused = guardtrain(*tiny_run(f"data.train={rows}", "evaluate.modes=[on]", f"output.dir={tmp_path / 'other'}"))
     assert refused.code == 2
     assert "no mode is both trained and measured" in refused.err
