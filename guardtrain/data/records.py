@@ -280,7 +280,7 @@ def _read_hub(name: str, split: str, config: str | None) -> Records:
         what = f"no such file here, and not loaded from Hugging Face: {type(error).__name__}: {_one_line(error)}"
         yield _file_problem(name, what)
         return
-    yield from _dataset_rows(loaded, f"{name}[{split}]")
+    yield from _dataset_rows(loaded, f"{name}[{f'{config}/' if config else ''}{split}]")
 
 
 def _dataset_rows(rows: Any, name: str) -> Records:

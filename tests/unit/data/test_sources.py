@@ -597,3 +597,16 @@ def test_a_source_can_give_every_row_its_label(tmp_path: Path) -> None:
     loaded = load_sources([source], "guard")
     assert loaded.problems == []
     assert [row.label for row in loaded.examples if isinstance(row, GuardExample)] == [Label.MALICIOUS] * 2
+
+
+def test_two_configurations_of_one_hub_data_set_are_two_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load(name: str, config: str, *, split: str) -> Any:
+        rows = [{"prompt": f"{config} {label}", "label": label} for label in ("malicious", "benign")]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    loaded = load_sources([Source(path="team/prompts", config=config) for config in ("en", "de")], "guard")
+    assert loaded.problems == []
+    assert [row.where for row in loaded.examples] == [f"team/prompts[{c}/train]:{n}" for c in ("en", "de") for n in (1, 2)]
