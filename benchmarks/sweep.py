@@ -101,7 +101,7 @@ def main() -> None:
         train, test, traps = split_unseen(args.shared / "data") if args.data == "unseen" else split_starter()
         for name in names:
             point = run_point(name, [*args.set, *points[name]], train, test, traps, Path(scratch))
-            append_point(args.out, {"data": args.data}, point)
+            append_point(args.out, {"data": args.data}, {**point, "date": describe_environment()["date"]})
             print(json.dumps(point), flush=True)
 
 
