@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the answer is no; 2 bad input, in one line; 130 stopped by
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -262,8 +263,13 @@ def _read_text(option: str, path: Path | None) -> str | None:
 def _check_writable(option: str, path: Path | None) -> None:
     """Before the rows are scored, which may take an hour."""
     try:
-        if path:
+        if path and not path.exists():
+            path.open("x").close()
+            path.unlink()  # it appears when there is something to write
+        elif path and path.is_file():
             path.open("a").close()
+        elif path and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise ConfigError("cannot be written", where=f"{option} {path}", found=error.strerror) from error
 
