@@ -42,10 +42,13 @@ def evaluate_shown(
 
 
 def measures_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:
-    """One line for each set and mode. F1, flagged and false alarms are at the guard's threshold."""
+    """One line for each set and mode; a lone set names the table. F1, flagged and false alarms are at the guard's threshold."""
+    is_lone = len(evaluations) == 1
     # No lines between columns: all of them fit a terminal of 80 characters, where a figure must never be shortened.
+    title = next(iter(evaluations)) if is_lone and title is None else title
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("set", overflow="fold")
+    if not is_lone:
+        table.add_column("set", overflow="fold")
     for heading in ("mode", "rows"):
         table.add_column(heading, min_width=len(heading))
     for heading in (*COLUMNS.values(), "no verdict"):
@@ -53,7 +56,8 @@ def measures_table(evaluations: Mapping[str, Evaluation], title: str | None = No
     for name, evaluation in evaluations.items():
         for number, (mode, measures) in enumerate(evaluation.measures.items()):
             figures = [f"{getattr(measures, key):.3f}" for key in COLUMNS]
-            table.add_row("" if number else name, mode, str(measures.rows), *figures, str(measures.parse_failures))
+            cells = [mode, str(measures.rows), *figures, str(measures.parse_failures)]
+            table.add_row(*([] if is_lone else ["" if number else name]), *cells)
     return table
 
 

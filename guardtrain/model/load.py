@@ -52,6 +52,9 @@ def resolve(name: str) -> ModelSource:
         return ModelSource(str(path))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError("no such model", where=name, expected=f"{EMBEDDED_MODEL}, a folder, a .gguf file or a Hugging Face id")
+    if runs := sorted(run.parent.name for run in path.parent.glob("*/recipe.yaml")):
+        # A folder of runs here is no organisation there: asking the network for a misspelt run takes a minute.
+        raise ModelError("no such run", where=name, expected=", ".join(f"{path.parent}/{run}" for run in runs))
     return ModelSource(name)
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ class RunFolder:
             shutil.rmtree(self.root)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not resume:
-            self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+            # Leave to overwrite was given for what lay here before: repeating the saved recipe must not delete this run.
+            saved = replace(recipe, output=replace(recipe.output, overwrite=False))
+            self.recipe.write_text(dump_recipe(saved), encoding="utf-8")
             self.state_file.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
 
     def log_handler(self) -> logging.Handler:

@@ -216,6 +216,16 @@ def test_a_folder_with_a_recipe_of_its_own_is_not_overwritten(guardtrain: Any, t
     assert (tmp_path / "thesis.txt").read_text() == "three years"
 
 
+def test_repeating_a_saved_recipe_does_not_delete_its_run(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
+    assert guardtrain(*tiny_run("output.overwrite=true")).code == 0
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = guardtrain("train", str(tmp_path / "run" / "recipe.yaml"))
+    assert again.code == 2
+    assert "the run folder is not empty" in again.err
+    assert weights.stat().st_mtime_ns == before
+
+
 def test_several_ranks_are_refused_until_they_are_supported(guardtrain: Any, tiny_run: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     called = guardtrain(*tiny_run())

@@ -32,3 +32,11 @@ def test_no_figure_is_shortened_on_a_narrow_terminal(evaluation: Evaluation, wid
     for mode in ("off", "on", "both"):
         assert [row[row.index(mode) :] for row in rows if mode in row] == 2 * [[mode, "20000", *figures, "0"]]
     assert next(row for row in rows if "off" in row)[0] == "before"
+
+
+def test_a_lone_set_names_the_table_however_long_its_name_is(evaluation: Evaluation) -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(measures_table({"my-own-rows-of-last-week.jsonl": evaluation}))
+    lines = out.getvalue().splitlines()
+    assert lines[0].strip() == "my-own-rows-of-last-week.jsonl"
+    assert [line.split()[:2] for line in lines[-4:-1]] == [["off", "20000"], ["on", "20000"], ["both", "20000"]]

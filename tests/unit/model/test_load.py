@@ -70,6 +70,16 @@ def test_a_missing_folder_is_refused_before_anything_is_asked_of_a_network(name:
     assert str(caught.value).startswith(f"{name}: ") or not name
 
 
+def test_a_misspelt_run_is_refused_before_anything_is_asked_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart" / "recipe.yaml").write_text("")
+    (tmp_path / "Qwen" / "Qwen3-0.6B").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"runs/quickstat: no such run, expected runs/quickstart"):
+        resolve("runs/quickstat")
+    assert resolve("Qwen/Qwen3-1.7B") == ModelSource("Qwen/Qwen3-1.7B"), "a folder of models may be named like an organisation"
+
+
 def test_a_missing_gguf_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model.gguf: no such GGUF file"):
         resolve(str(tmp_path / "model.gguf"))
