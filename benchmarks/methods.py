@@ -22,7 +22,6 @@ from typing import Any
 from environment import describe_environment
 from rich.console import Console
 
-from guardtrain.data.collate import collate
 from guardtrain.overrides import build_recipe
 from guardtrain.train.run import build_job, training_arguments
 from guardtrain.train.trainer import PackTrainer
@@ -74,7 +73,7 @@ def run_point(name: str, steps: int) -> dict[str, Any]:
         job = build_job(build_recipe(tree, POINTS[name], name="methods", where="methods"))
         arguments = dataclasses.replace(training_arguments(job), save_strategy="no")
         trainer = PackTrainer(
-            model=job.model, args=arguments, train_dataset=job.stream, data_collator=collate, keep_checkpoints=1
+            model=job.model, args=arguments, train_dataset=job.stream, data_collator=job.collator, keep_checkpoints=1
         )
         start = time.perf_counter()
         trainer.train()

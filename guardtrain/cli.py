@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Check and prepare data.")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure this project beside its peers.")
+app.add_typer(bench_app, name="bench")
 
 INTERRUPTED = 130
 # 2026-11: newer typer carries a click of its own; the public BadParameter leads to the right base class in every version.
@@ -217,6 +219,43 @@ def _run(command: typer.Typer) -> int:
     return code if isinstance(code, int) else 0
 
 
+@bench_app.command("step")
+def bench_step_time(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file: its rows, model and method.")],
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of one step.")] = 48,
+    steps: Annotated[int, typer.Option(min=2, help="Steps; the first warms up.")] = 3,
+    policy_tokens: Annotated[int | None, typer.Option(min=0, help="Length of the shared policy; 0 for none.")] = None,
+    batch_sizes: Annotated[str, typer.Option(help="For contenders that pad; each is tried.")] = "8",
+    contenders: Annotated[str | None, typer.Option(help="guardtrain,trl-padded,trl-packed,trainer or some of them.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the figures here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the same rows with this project, TRL and the plain Trainer: rows/s, memory, loss, gradient."""
+    console = _start()
+    from guardtrain.bench.contenders import CONTENDERS
+    from guardtrain.bench.step import StepOptions, bench_step, results_table
+    from guardtrain.overrides import load_recipe
+
+    _check_writable("--json-file", json_file)
+    options = StepOptions(
+        rows=rows,
+        steps=steps,
+        policy_tokens=policy_tokens,
+        batch_sizes=_numbers("--batch-sizes", batch_sizes),
+        contenders=tuple(contenders.split(",")) if contenders else tuple(CONTENDERS),
+    )
+    results = bench_step(load_recipe(recipe, overrides or []), options, console=console)
+    if json_file:
+        json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        _print_json(results)
+        return
+    _out().print(results_table(results))
+    if "best_peer" in results:
+        _out().print(f"{results['speedup_over_best_peer']:.2f} times the rows/s of {results['best_peer']}, the best peer")
+
+
 def _start() -> Console:
     """Logging and a console on the error stream; results go to the output stream."""
     from rich.console import Console
@@ -241,6 +280,16 @@ def _out() -> Console:
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ConfigError("not a list of numbers", where=option, expected="for example 4,8", found=text)
+    return numbers
 
 
 def _pairs(option: str, values: list[str] | None) -> dict[str, str]:

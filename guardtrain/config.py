@@ -27,6 +27,7 @@ class ModelConfig:
     revision: str | None = None  # branch, tag or commit of a Hugging Face id
     method: Literal["full", "lora", "qlora", "freeze"] = "full"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"  # the backend of tree attention
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0

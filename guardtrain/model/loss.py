@@ -1,9 +1,28 @@
-"""The loss: a weighted sum over supervised tokens. Who divides by what is the trainer's business."""
+"""The loss: a weighted sum over supervised tokens. Who divides by what is the trainer's business.
+
+The output layer runs on supervised positions only, a chunk of them at a time, and gives up a chunk's logits before the next:
+memory does not grow with vocabulary times tokens. The layer is asked through its own `forward`, inside the model's call, so
+whatever sits on it (LoRA, quantised weights, the hooks of ZeRO-3) does its work.
+
+Shape suffixes: N supervised tokens, V vocabulary, D hidden size.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+# One chunk of float32 logits: 128 MiB, 683 tokens of SmolLM2's vocabulary, 220 of Qwen3's.
+CHUNK_ELEMENTS = 2**25
+
+# What some models do to their logits after the output layer, by the name in their config.
+AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def weighted_nll_sum(logits_NV: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
@@ -13,3 +32,88 @@ def weighted_nll_sum(logits_NV: torch.Tensor, targets_N: torch.Tensor, weights_N
     """
     nll_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
     return (nll_N * weights_N).sum()
+
+
+def pack_loss_sum(model: Any, inputs: dict[str, Any], head: torch.nn.Module | None) -> torch.Tensor:
+    """The weighted loss of a collated pack, summed over its supervised tokens.
+
+    head: the output layer to ask in chunks, see `chunkable_head`; None to take the model's logits whole.
+    """
+    targets_N, weights_N = inputs["targets"], inputs["weights"]
+    with loss_in_head(head, targets_N, weights_N) if head is not None else contextlib.nullcontext():
+        output: torch.Tensor = model(
+            input_ids=inputs["input_ids"],
+            position_ids=inputs["position_ids"],
+            layout=inputs["layout"],
+            logits_to_keep=inputs["sources"],
+            use_cache=False,
+        ).logits
+    return output.sum() if head is not None else weighted_nll_sum(output[0], targets_N, weights_N)
+
+
+def chunkable_head(model: Any) -> torch.nn.Module | None:
+    """The output layer of a causal language model; None when the model does something to the logits behind it."""
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in AFTER_THE_HEAD):
+        return None
+    head: torch.nn.Module | None = model.get_output_embeddings()
+    return head
+
+
+@contextlib.contextmanager
+def loss_in_head(head: torch.nn.Module, targets_N: torch.Tensor, weights_N: torch.Tensor) -> Iterator[None]:
+    """While it is open, `head` answers hidden states (1, N, D) with their weighted loss, shape (1, 1, 1), in place of logits."""
+    logits_of, replaced = head.forward, head.__dict__.get("forward")
+
+    def forward(hidden_1ND: torch.Tensor) -> torch.Tensor:
+        if hidden_1ND.is_cuda and type(head) is torch.nn.Linear and importlib.util.find_spec("liger_kernel"):
+            loss = _liger_loss(head, hidden_1ND[0], targets_N, weights_N)
+        else:
+            loss = chunked_loss(logits_of, hidden_1ND[0], targets_N, weights_N, chunk_tokens=chunk_tokens(head))
+        return loss.reshape(1, 1, 1)
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+        if replaced is not None:  # somebody else's, put on the instance
+            head.forward = replaced
+
+
+def chunk_tokens(head: torch.nn.Module) -> int:
+    """Tokens whose logits fit one chunk."""
+    vocabulary: int = getattr(head, "out_features", 2**17)
+    return max(1, CHUNK_ELEMENTS // vocabulary)
+
+
+def chunked_loss(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    hidden_ND: torch.Tensor,
+    targets_N: torch.Tensor,
+    weights_N: torch.Tensor,
+    *,
+    chunk_tokens: int,
+) -> torch.Tensor:
+    """`weighted_nll_sum` with at most `chunk_tokens` rows of logits alive; several chunks are computed again for the gradient."""
+
+    def loss_of(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return weighted_nll_sum(logits_of(hidden), targets, weights)
+
+    chunks = list(zip(*(torch.split(tensor, chunk_tokens) for tensor in (hidden_ND, targets_N, weights_N)), strict=True))
+    if len(chunks) == 1:
+        return loss_of(*chunks[0])
+    losses = [checkpoint(loss_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.stack(losses).sum()
+
+
+def _liger_loss(head: torch.nn.Linear, hidden_ND: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
+    """Liger's fused kernel knows no weight for each token, but sums: one sum for each weight that occurs."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    summed = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    losses = []
+    for weight in torch.unique(weights_N):
+        chosen = (weights_N == weight).nonzero()[:, 0]
+        losses.append(weight * summed(head.weight, hidden_ND[chosen], targets_N[chosen], head.bias))
+    return torch.stack(losses).sum()

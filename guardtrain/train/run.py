@@ -20,7 +20,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from guardtrain.config import Recipe
-from guardtrain.data.collate import collate
+from guardtrain.data.collate import Collator
 from guardtrain.data.packing import layout
 from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import CheckpointError, ConfigError
@@ -29,15 +29,15 @@ from guardtrain.evaluate.runner import Evaluation, EvaluationMode, choose_thresh
 from guardtrain.inference.guards import Guard, GuardSettings, load_guard
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import prepare_for_training, trainable_parameters
-from guardtrain.model.attention import NAME as TREE_ATTENTION
-from guardtrain.model.attention import attention_window
+from guardtrain.model.attention import Backend, attention_windows, choose_backend
 from guardtrain.model.load import lasting_name, load_model, load_tokenizer, quiet_progress_bars
+from guardtrain.model.loss import chunkable_head, pack_loss_sum
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
 from guardtrain.train.folder import RunFolder, RunState
 from guardtrain.train.rows import Rows, Template, build_stream, build_template, build_tree, load_rows, measured_rows, watch_slice
 from guardtrain.train.stream import PackStream
-from guardtrain.train.trainer import PackTrainer, pack_loss_sum
+from guardtrain.train.trainer import PackTrainer
 from guardtrain.types import Example, GuardExample, Label, Mode
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class Job:
     rows: Rows
     stream: PackStream
     precision: Precision
+    choices: list[str]  # what was chosen for this machine and why, for people
+    collator: Collator
     model: Any
     modes: list[EvaluationMode]
 
@@ -100,6 +102,7 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
     folder.check(recipe, resume=resume)
     # A machine under load could measure another dtype now than when the run began.
     precision = choose_precision(folder.state.dtype if resume else recipe.model.dtype)
+    backend, why_backend = choose_backend(recipe.model.attention, device=_device(), dtype=precision.compute)
     tokenizer = load_tokenizer(recipe.model.name, recipe.model.revision)
     template = build_template(tokenizer, recipe.task)
     rows = load_rows(recipe, template)
@@ -108,11 +111,14 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
     state = RunState(dtype=precision.name, data=stream.fingerprint())
     if resume:
         folder.check_state(state)
-    model = _build_model(recipe, precision)
-    _check_context(recipe, template, model)
+    model = _build_model(recipe, precision, backend)
+    _check_context(recipe, template, model, backend)
     folder.start(recipe, state, resume=resume)
     rows.write_rejects()
-    return Job(recipe, folder, tokenizer, template, rows, stream, precision, model, modes)
+    said = [f"computing in {precision.name}: {precision.why}", f"tree attention by {backend.name}: {why_backend}"]
+    return Job(
+        recipe, folder, tokenizer, template, rows, stream, precision, said, _collator(recipe, backend, model), model, modes
+    )
 
 
 def _check_one_process() -> None:
@@ -122,15 +128,26 @@ def _check_one_process() -> None:
         raise ConfigError("training on several ranks is not supported yet", where="WORLD_SIZE", expected="1", found=ranks)
 
 
-def _build_model(recipe: Recipe, precision: Precision) -> Any:
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _collator(recipe: Recipe, backend: Backend, model: Any) -> Collator:
+    windows = attention_windows(model.config)
+    return Collator(
+        lambda pack: backend.plan(pack, windows), pad_to=recipe.train.pack_tokens if backend.needs_fixed_length else 1
+    )
+
+
+def _build_model(recipe: Recipe, precision: Precision, backend: Backend) -> Any:
     """Below an adapter the weights are kept in the computing dtype; full and freeze hold all of them in float32."""
     is_adapter = recipe.model.method in {"lora", "qlora"}
     weights_dtype = precision.compute if is_adapter else torch.float32
-    model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora", attention=TREE_ATTENTION)
+    model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora", attention=backend.registered_name)
     return prepare_for_training(model, recipe.model)
 
 
-def _check_context(recipe: Recipe, template: Template, model: Any) -> None:
+def _check_context(recipe: Recipe, template: Template, model: Any, backend: Backend) -> None:
     """The longest row that the recipe admits must fit the positions that the model was made for."""
     limit = getattr(model.config, "max_position_embeddings", None)
     needed = recipe.data.max_prompt_tokens
@@ -141,24 +158,21 @@ def _check_context(recipe: Recipe, template: Template, model: Any) -> None:
         raise ConfigError(
             "longer rows than the model has positions", where="data.max_prompt_tokens", expected=f"at most {limit}", found=found
         )
-
-    window = attention_window(model.config)
-    if window is not None and needed > window:
-        hint = "tree attention sees a row whole; shorten data.max_prompt_tokens"
+    windows = attention_windows(model.config)
+    if not backend.has_window and any(needed > window for window in windows):
         raise ConfigError(
-            "longer rows than the model's sliding window",
-            where=recipe.model.name,
-            expected=f"<= {window}",
+            f"backend {backend.name} has no sliding window",
+            where="data.max_prompt_tokens",
+            expected=f"rows of at most {min(windows)} tokens",
             found=str(needed),
-            hint=hint,
+            hint="model.attention=auto",
         )
 
 
 def _say_plan(job: Job) -> None:
     trained, total = trainable_parameters(job.model)
-    for note in job.rows.notes:
+    for note in [*job.rows.notes, *job.choices]:
         log.info("%s", note)
-    log.info("computing in %s: %s", job.precision.name, job.precision.why)
     log.info("method %s: %s of %s parameters train", job.recipe.model.method, f"{trained:,}", f"{total:,}")
     log.info(
         "%d training rows, %d held out; %d packs of %d tokens (%.0f %% full), %d steps",
@@ -201,7 +215,7 @@ def _build_trainer(job: Job, console: Console) -> tuple[PackTrainer, CollapseWat
         model=job.model,
         args=training_arguments(job),
         train_dataset=job.stream,
-        data_collator=collate,
+        data_collator=job.collator,
         processing_class=job.tokenizer,
         keep_checkpoints=job.recipe.output.keep_checkpoints,
     )
@@ -351,13 +365,13 @@ def _held_out_loss(job: Job) -> float | None:
     if isinstance(job.template, GuardTemplate):
         return None
     job.model.eval()
-    device = next(job.model.parameters()).device
+    device, head = next(job.model.parameters()).device, chunkable_head(job.model)
     loss = weight = 0.0
     for row in job.rows.validation:
         pack = layout([build_tree(job.template, row, job.recipe.task.modes)])
-        inputs = send_to_device(collate([pack]), device)
+        inputs = send_to_device(job.collator([pack]), device)
         weight += float(inputs["weights"].sum())
-        loss += float(pack_loss_sum(job.model, inputs))
+        loss += float(pack_loss_sum(job.model, inputs, head))
     return loss / weight
 
 

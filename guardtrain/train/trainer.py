@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from guardtrain.errors import CheckpointError
 from guardtrain.model.load import quiet_progress_bars
-from guardtrain.model.loss import weighted_nll_sum
+from guardtrain.model.loss import chunkable_head, pack_loss_sum
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +28,19 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self.keep_checkpoints = keep_checkpoints
         self.computed_tokens = 0  # on this rank, by this process: what throughput is measured with
         self._saving = False
+        self._head = chunkable_head(self.accelerator.unwrap_model(self.model))
         # compute_loss divides by the weight of the whole step, so Trainer must not divide by the accumulation again.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The pack's weighted loss divided by the weight of all supervised tokens of the step, over all ranks."""
-        self.computed_tokens += inputs["input_ids"].numel()
+        self.computed_tokens += inputs["num_tokens"]
         step_weight = num_items_in_batch if num_items_in_batch is not None else inputs["weights"].sum()
         # Data-parallel engines average gradients over ranks; the loss is already divided by the global weight.
-        loss: torch.Tensor = pack_loss_sum(model, inputs) / step_weight * self.accelerator.num_processes
+        loss: torch.Tensor = pack_loss_sum(model, inputs, self._head) / step_weight * self.accelerator.num_processes
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor | None:
@@ -86,18 +87,6 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if self.args.should_save:
             for old in list_checkpoints(root)[: -self.keep_checkpoints]:
                 shutil.rmtree(old)
-
-
-def pack_loss_sum(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The weighted loss of a collated pack, summed over its supervised tokens; the head runs on those only."""
-    outputs = model(
-        input_ids=inputs["input_ids"],
-        position_ids=inputs["position_ids"],
-        layout=inputs["layout"],
-        logits_to_keep=inputs["sources"],
-        use_cache=False,
-    )
-    return weighted_nll_sum(outputs.logits[0], inputs["targets"], inputs["weights"])
 
 
 def list_checkpoints(root: Path) -> list[Path]:

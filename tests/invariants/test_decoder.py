@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import POLICY, user
+from tiny_models import POLICY, WINDOWED, build_windowed, user
 
 from guardtrain.data.template import GuardTemplate, VerdictIds
 from guardtrain.inference.decoder import TreeDecoder
@@ -290,3 +290,23 @@ def test_a_sliding_window_longer_than_each_row_changes_nothing(template: GuardTe
     for prompt, got in zip(PROMPTS, score_all(Scorer(model, smol_tokenizer, template), PROMPTS, (Mode.OFF,)), strict=True):
         ids = read_ids(template, prompt) + template.off_verdict.prefix
         assert got.scores[Mode.OFF] == pytest.approx(plain_score(model, ids, template.off_verdict.labels), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_branches_longer_than_a_sliding_window(kind: str) -> None:
+    """The policy leaves the window of a long branch and not that of a short one; a look ahead leaves nothing behind."""
+    model = build_windowed(kind, vocab_size=100, window=6)
+    policy, branches = [3, 4, 5, 6], {0: [10, 11, 12, 13, 14, 15, 16, 17], 1: [20]}
+    decoder = TreeDecoder(model, policy)
+    decoder.start(2)
+    assert_logits(model, decoder.extend(branches), [policy + ids for ids in branches.values()])
+    assert_logits(model, decoder.extend({1: [30, 31]}, keep=False), [policy + branches[1] + [30, 31]])
+    for step in range(4):
+        following = {branch: [40 + branch + step] for branch in branches}
+        branches = {branch: ids + following[branch] for branch, ids in branches.items()}
+        assert_logits(model, decoder.extend(following), [policy + ids for ids in branches.values()])
+
+
+def assert_logits(model: Any, found_BV: torch.Tensor, rows: list[list[int]]) -> None:
+    expected_BV = torch.stack([next_logits(model, ids) for ids in rows])
+    torch.testing.assert_close(found_BV, expected_BV, rtol=1e-4, atol=1e-4)

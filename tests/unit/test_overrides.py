@@ -102,7 +102,7 @@ def test_unknown_sections_and_keys_name_the_nearest_valid_one() -> None:
     line = refuse("trian: {}\ntrain:\n  learning_rte: 1e-4\nmodel:\n  zzz: 1\ndata:\n  train:\n    - pth: a\n")
     assert "trian: unknown section, did you mean train?" in line
     assert "train.learning_rte: unknown key, did you mean train.learning_rate?" in line
-    assert "model.zzz: unknown key, expected one of dtype, lora_alpha" in line
+    assert "model.zzz: unknown key, expected one of attention, dtype, lora_alpha" in line
     assert "data.train.0.pth" in line
 
 

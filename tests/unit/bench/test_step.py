@@ -1,0 +1,93 @@
+"""What the contenders train on, and how they are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guardtrain.bench.contenders import FixedPacks, Record
+from guardtrain.bench.step import StepOptions, check_options, compare, figures, gradient_error
+from guardtrain.bench.work import Work, build_work, policy_of_length
+from guardtrain.data.packing import Segment
+from guardtrain.errors import ConfigError, GuardtrainError
+from guardtrain.overrides import build_recipe
+
+
+def test_samples_are_the_paths_of_the_tree_with_labels() -> None:
+    off, on = Segment([20, 21], [0.0, 1.0]), Segment([30, 31], [1.0, 1.0])
+    work = Work([Segment.unsupervised([10], [off, on]), Segment.unsupervised([11], [off])], [1, 2])
+    assert work.samples() == [
+        {"input_ids": [1, 2, 10, 20, 21], "labels": [-100, -100, -100, -100, 21]},
+        {"input_ids": [1, 2, 10, 30, 31], "labels": [-100, -100, -100, 30, 31]},
+        {"input_ids": [1, 2, 11, 20, 21], "labels": [-100, -100, -100, -100, 21]},
+    ]
+
+
+def recipe_of(rows_file: str, *overrides: str) -> Any:
+    return build_recipe({"data": {"train": [rows_file]}}, list(overrides), name="bench", where="bench")
+
+
+@pytest.mark.parametrize("policy_tokens", [0, 40, 75, 300])
+def test_a_policy_of_any_length(policy_tokens: int, rows_file: str, smol_tokenizer: Any) -> None:
+    work = build_work(recipe_of(rows_file), smol_tokenizer, num_rows=8, policy_tokens=policy_tokens)
+    assert abs(len(work.root_ids) - policy_tokens) <= 3  # what is cut is encoded anew
+    assert len(work.rows) == 8
+    assert all(len(row.children) == 2 for row in work.rows)
+    assert {weight for sample in work.rows for child in sample.children for weight in child.weights} == {0.0, 1.0}
+
+
+def test_the_recipes_own_policy_and_a_seeded_sample(rows_file: str, smol_tokenizer: Any) -> None:
+    works = [build_work(recipe_of(rows_file), smol_tokenizer, num_rows=8, policy_tokens=None) for _ in range(2)]
+    other = build_work(recipe_of(rows_file, "train.seed=3"), smol_tokenizer, num_rows=8, policy_tokens=None)
+    assert works[0] == works[1] != other
+    assert len(works[0].root_ids) > 60
+
+
+def test_what_cannot_be_measured_is_refused(rows_file: str, smol_tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--rows: too few rows for this benchmark, expected at most 35, found 99"):
+        build_work(recipe_of(rows_file), smol_tokenizer, num_rows=99, policy_tokens=None)
+    with pytest.raises(ConfigError, match=r"--policy-tokens: the template alone is longer"):
+        policy_of_length(smol_tokenizer, "Judge.", 3)
+    with pytest.raises(ConfigError, match=r"--contenders: no such contender, expected guardtrain, .*, found trll"):
+        check_options(StepOptions(contenders=("guardtrain", "trll")))
+    with pytest.raises(ConfigError, match="--steps: the first step only warms up"):
+        check_options(StepOptions(steps=1))
+
+
+def test_the_same_packs_hold_every_row_in_every_epoch() -> None:
+    rows = [Segment([0, 1, 2], [0.0, 0.0, 1.0]) for _ in range(20)]
+    packs = FixedPacks(Work(rows, [5] * 4), budget=20, seed=1)
+    assert len(packs) == 4
+    assert sum(len(packs[index].targets_N) for index in range(4)) == 20
+    assert [len(packs[index]) for index in range(4)] == [19] * 4
+
+
+def test_figures_of_the_fastest_step_but_the_first() -> None:
+    record = Record({}, seconds=[1.0, 5.0, 4.0], losses=[3.0, 2.0, 1.0], tokens=300)
+    found = figures(record, rows=8)
+    assert (found["step_seconds"], found["rows_per_second"], found["computed_tokens_per_second"]) == (4.0, 2.0, 25.0)
+
+
+def test_gradient_error_is_relative_over_all_parameters() -> None:
+    expected = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
+    assert gradient_error(expected, expected) == 0
+    assert gradient_error({"a": torch.tensor([3.0, 0.5]), "b": torch.tensor([4.0])}, expected) == pytest.approx(0.1)
+    with pytest.raises(GuardtrainError, match="different parameters, found b"):
+        gradient_error({"a": expected["a"]}, expected)
+
+
+def test_the_best_peer_is_what_we_are_compared_with(tmp_path: Path) -> None:
+    torch.save({"a": torch.tensor([1.0])}, tmp_path / "gradient.pt")
+    contenders = {
+        "guardtrain": {"rows_per_second": 6.0, "losses": [2.0, 1.0]},
+        "trl-packed": {"rows_per_second": 3.0, "losses": [2.0, 1.1]},
+        "trainer, 4 a batch": {"rows_per_second": 2.0, "losses": [2.0, 1.0]},
+    }
+    results: dict[str, Any] = {"contenders": contenders}
+    compare(results, dict.fromkeys(contenders, tmp_path / "gradient.pt"))
+    assert (results["best_peer"], results["speedup_over_best_peer"]) == ("trl-packed", 2.0)
+    assert contenders["trl-packed"]["loss_error_against_trainer"] == pytest.approx(0.1)
+    assert contenders["guardtrain"]["loss_error_against_trainer"] == 0

@@ -1,0 +1,114 @@
+"""The loss in chunks: the same number, the same gradients, less memory, whatever sits on the output layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from guardtrain.model.loss import chunk_tokens, chunkable_head, chunked_loss, loss_in_head, weighted_nll_sum
+
+HIDDEN, VOCABULARY, TOKENS = 8, 50, 23
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    hidden_ND = torch.randn(TOKENS, HIDDEN, requires_grad=True)
+    return hidden_ND, torch.randint(VOCABULARY, (TOKENS,)), torch.rand(TOKENS)
+
+
+def test_a_weighted_sum_by_hand() -> None:
+    logits_NV = torch.tensor([[0.0, 0.0], [0.0, 100.0]])
+    found = weighted_nll_sum(logits_NV, torch.tensor([0, 1]), torch.tensor([3.0, 5.0]))
+    assert found.item() == pytest.approx(3 * 0.6931472)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, TOKENS, 100])
+def test_chunks_change_neither_loss_nor_gradients(chunk: int, inputs: Any) -> None:
+    hidden_ND, targets_N, weights_N = inputs
+    head = torch.nn.Linear(HIDDEN, VOCABULARY)
+    found = chunked_loss(head, hidden_ND, targets_N, weights_N, chunk_tokens=chunk)
+    expected = weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
+    torch.testing.assert_close(found, expected)
+    wanted = (hidden_ND, head.weight, head.bias)
+    for value, right in zip(torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(value, right)
+
+
+def test_no_more_logits_than_one_chunk_are_kept_for_the_backward(inputs: Any) -> None:
+    hidden_ND, targets_N, weights_N = inputs
+    head = torch.nn.Linear(HIDDEN, 10_000)
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        chunked_loss(head, hidden_ND, targets_N, weights_N, chunk_tokens=4)
+        in_chunks = sum(kept)
+        weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
+    assert in_chunks < 4 * 10_000
+    assert sum(kept) - in_chunks > TOKENS * 10_000
+
+
+def test_the_size_of_a_chunk() -> None:
+    assert chunk_tokens(torch.nn.Linear(1, 49_152, device="meta")) == 682
+    assert chunk_tokens(torch.nn.Linear(1, 151_936, device="meta")) == 220
+    assert chunk_tokens(torch.nn.Linear(1, 2**26, device="meta")) == 1
+
+
+def test_the_head_is_as_before_afterwards(inputs: Any) -> None:
+    hidden_ND, targets_N, weights_N = inputs
+    head = torch.nn.Linear(HIDDEN, VOCABULARY)
+    before = head(hidden_ND)
+    with loss_in_head(head, targets_N, weights_N):
+        assert head(hidden_ND[None]).shape == (1, 1, 1)
+    assert torch.equal(head(hidden_ND), before)
+    with pytest.raises(RuntimeError, match="interrupted"), loss_in_head(head, targets_N, weights_N):
+        raise RuntimeError("interrupted")
+    assert torch.equal(head(hidden_ND), before)
+
+
+def test_a_head_with_lora_on_it_is_asked_as_a_whole(inputs: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    hidden_ND, targets_N, weights_N = inputs
+    model = get_peft_model(
+        torch.nn.ModuleDict({"head": torch.nn.Linear(HIDDEN, VOCABULARY)}), LoraConfig(target_modules=["head"])
+    )
+    head = model.base_model.model["head"]
+    torch.nn.init.normal_(head.lora_B["default"].weight)
+    expected = weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
+    with loss_in_head(head, targets_N, weights_N):
+        found = head(hidden_ND[None])
+    torch.testing.assert_close(found[0, 0, 0], expected)
+    (gradient,) = torch.autograd.grad(found, head.lora_A["default"].weight)
+    assert gradient.norm() > 0
+
+
+def test_a_forward_that_was_put_on_the_head_by_others_stays(inputs: Any) -> None:
+    """accelerate's hooks replace `forward` on the instance."""
+    hidden_ND, targets_N, weights_N = inputs
+    head = torch.nn.Linear(HIDDEN, VOCABULARY)
+    plain = head.forward
+    doubled = lambda hidden: 2 * plain(hidden)  # noqa: E731
+    head.forward = doubled
+    with loss_in_head(head, targets_N, weights_N):
+        found = head(hidden_ND[None])
+    torch.testing.assert_close(found[0, 0, 0], weighted_nll_sum(2 * plain(hidden_ND), targets_N, weights_N))
+    assert head.forward is doubled
+
+
+def test_models_that_change_their_logits_keep_them_whole() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10}
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig(**sizes))
+        assert chunkable_head(llama) is llama.lm_head
+        assert chunkable_head(Gemma2ForCausalLM(Gemma2Config(**sizes, num_key_value_heads=2))) is None
+        assert chunkable_head(GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=8.0))) is None
+        assert chunkable_head(GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=1.0))) is not None
