@@ -59,9 +59,7 @@ def main() -> None:
     parser.add_argument("--points", help="names separated by semicolons; all of them if not given")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch-sizes", default="4")
-    parser.add_argument(
-        "--set", action="append", default=[], help="an override for every point: model.dtype=bfloat16"
-    )
+    parser.add_argument("--set", action="append", default=[], help="an override for every point: model.dtype=bfloat16")
     args = parser.parse_args()
     names = [name.strip() for name in args.points.split(";")] if args.points else list(POINTS)
     if unknown := [name for name in names if name not in POINTS]:

@@ -50,11 +50,12 @@ class PackStream(Dataset[Pack]):
                 expected=f"at least {len(root_ids) + MIN_ROOM}",
                 found=str(pack_tokens),
             )
+        self._lengths = [len(row) for row in rows]
         self.packs: list[list[int]] = []
         self.packs_per_epoch: list[int] = []
         for epoch in range(math.ceil(epochs)):
             units = group_twins(rows_of_epoch(epoch), pairs)
-            lengths = [sum(len(rows[row]) for row in unit) for unit in units]
+            lengths = [sum(self._lengths[row] for row in unit) for unit in units]
             try:
                 planned = plan_packs(lengths, room, num_packs_multiple=multiple, seed=seed + epoch)
             except ValueError as error:
@@ -95,9 +96,9 @@ class PackStream(Dataset[Pack]):
         return float(len(self.packs_per_epoch))
 
     def fill(self, pack_tokens: int) -> float:
-        """Tokens in all packs divided by their budgets."""
-        used = sum(len(self.root_ids) + sum(len(self.rows[row]) for row in pack) for pack in self.packs)
-        return used / (len(self.packs) * pack_tokens)
+        """Tokens in all packs divided by their budgets; the budget of a row that is longer is its own length."""
+        used = [len(self.root_ids) + sum(self._lengths[row] for row in pack) for pack in self.packs]
+        return sum(used) / sum(max(pack_tokens, tokens) for tokens in used)
 
 
 def group_twins(rows: Sequence[int], pairs: Sequence[str]) -> list[list[int]]:
@@ -105,10 +106,12 @@ def group_twins(rows: Sequence[int], pairs: Sequence[str]) -> list[list[int]]:
 
     A row that comes several times (a source's weight) is in as many units: twins share a pack, copies need not.
     """
+    if not any(pairs):
+        return [[row] for row in rows]
     units: dict[object, list[int]] = {}
     copies: Counter[int] = Counter()
     for position, row in enumerate(rows):
-        pair = pairs[row] if pairs else ""
+        pair = pairs[row]
         units.setdefault((pair, copies[row]) if pair else position, []).append(row)
         copies[row] += 1
     return list(units.values())

@@ -213,3 +213,19 @@ def test_the_windows_of_a_model() -> None:
     assert attention_windows(Qwen2Config(sliding_window=64, use_sliding_window=False)) == ()
     mixed = Qwen2Config(num_hidden_layers=2, sliding_window=64, use_sliding_window=True, max_window_layers=1)
     assert attention_windows(mixed) == (64,)
+
+
+def test_torchs_kernels_take_our_calls() -> None:
+    """On the meta device: names, order and shapes of the arguments, no numbers."""
+    pack = layout([Segment.unsupervised([1] * 9, [Segment.unsupervised([1] * 4)] * 6)])
+    calls = flash.plan(pack)["calls"]
+    for call in calls:
+        queries, keys = (int(call[name][-1]) for name in ("cu_queries", "cu_keys"))
+        call |= {name: call[name].to("meta") for name in ("cu_queries", "cu_keys")}
+        query = torch.empty(queries, QUERY_HEADS, HEAD_DIM, device="meta", dtype=torch.bfloat16)
+        key = torch.empty(keys, KEY_HEADS, HEAD_DIM, device="meta", dtype=torch.bfloat16)
+        kernel = flash.TorchKernel()
+        output, lse_HQ = kernel.forward(query, key, key, call, SCALE)
+        assert (output.shape, lse_HQ.shape, lse_HQ.dtype) == (query.shape, (QUERY_HEADS, queries), torch.float32)
+        gradients = kernel.backward(output, query, key, key, output, lse_HQ, call, SCALE)
+        assert [gradient.shape for gradient in gradients] == [query.shape, key.shape, key.shape]
