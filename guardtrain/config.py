@@ -122,7 +122,8 @@ class TaskConfig:
         if not 0 < self.on_share <= 1:
             yield f"task.on_share: expected a number in (0, 1], found {self.on_share}"
         elif self.on_share < 1 and "off" not in self.modes:
-            yield f"task.on_share: needs mode off, which the other rows train; found task.modes {list(self.modes)}"
+            modes = list(self.modes)
+            yield f"task.on_share: needs mode off, which the other rows train (1 trains every reason); found task.modes {modes}"
         if not 0 < self.verdict_weight <= 1000:
             yield f"task.verdict_weight: expected a number in (0, 1000], found {self.verdict_weight}"
         yield from _at_least("task.max_reason_tokens", self.max_reason_tokens, 8)

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from guardtrain.model.attention.flash import TorchKernel
 
-class ReferenceKernel:
-    """See `guardtrain.model.attention.flash.Kernel`."""
+
+class ReferenceKernel(TorchKernel):
+    """See `TorchKernel`."""
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: dict[str, Any], scale: float
@@ -28,16 +30,9 @@ class ReferenceKernel:
         return output, lse_HQ
 
     def backward(
-        self,
-        grad: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor,
-        call: dict[str, Any],
-        scale: float,
+        self, grad: torch.Tensor, parts: tuple[torch.Tensor, ...], call: dict[str, Any], scale: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value, output, lse = parts
         grad_query, grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
         row_sums_HQ = (grad * output).sum(-1).t()
         for rows, seen in sequences(call):

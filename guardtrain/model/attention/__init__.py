@@ -15,7 +15,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -23,49 +23,27 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from guardtrain.errors import ConfigError, ModelError
 from guardtrain.model.attention import flash, flex, sdpa
-from guardtrain.model.attention.tree import Tree
 
 log = logging.getLogger(__name__)
 
 BackendName = Literal["sdpa", "flex", "flash"]
 
 
-class MakePlan(Protocol):
-    """What `attend` needs to know of a pack."""
-
-    def __call__(self, tree: Tree, windows: tuple[int, ...] = ()) -> dict[str, Any]:
-        """windows: those of the model's layers, in tokens."""
-
-
-class Attend(Protocol):
-    """Attention of one layer under a plan."""
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        plan: dict[str, Any],
-        *,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        """query, key, value: (1, H, T, D), key and value with fewer heads under GQA. Returns (1, H, T, D)."""
-
-
 @dataclass(frozen=True)
 class Backend:
     """One way to compute attention over a tree.
 
-    plan: makes of a pack's tree what `attend` needs: nested dicts and lists of tensors and numbers.
+    plan: `plan(tree, windows=())`, the tree of a pack and the sliding windows of the model's layers in tokens; what `attend`
+        needs of them: nested dicts and lists of tensors and numbers.
+    attend: `attend(query, key, value, plan, scaling=, dropout=, window=)`, attention of one layer. query, key, value:
+        (1, H, T, D), key and value with fewer heads under GQA. Returns (1, H, T, D).
     has_window: whether it can honour a sliding window that is shorter than a row.
     needs_fixed_length: whether it compiles a kernel for each length, so that packs should be padded to a few lengths.
     """
 
     name: BackendName
-    plan: MakePlan
-    attend: Attend
+    plan: Callable[..., dict[str, Any]]
+    attend: Callable[..., torch.Tensor]
     has_window: bool = True
     needs_fixed_length: bool = False
 
@@ -126,6 +104,7 @@ def _attention_function(backend: Backend) -> Callable[..., tuple[torch.Tensor, N
         sliding_window: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
+        """Returns (1, T, H, D) and no weights. Raises ModelError when it would leak or the model's attention is not covered."""
         if unknown := sorted(name for name in ("softcap", "s_aux") if kwargs.get(name) is not None):
             raise ModelError(
                 "the model's attention is of a kind that is not covered", where=backend.registered_name, found=", ".join(unknown)

@@ -15,7 +15,7 @@ Shape suffixes: H heads, T tokens of the pack, Q and K tokens that look and are 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,38 +71,17 @@ def _cumulated(lengths: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])).int()
 
 
-class Kernel(Protocol):
+class TorchKernel:
     """Attention of sequences that lie one after the other, and its gradient for a given output and log-sum-exp.
 
-    query: (Q, H, D); key, value: (K, H or fewer, D); lse: float32, (H, Q).
+    These are the kernels under `torch.nn.attention.varlen`, whose own gradient knows the parts' outputs only. query: (Q, H, D);
+    key, value: (K, H or fewer, D); lse: float32, (H, Q); call: see `plan`.
     """
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: dict[str, Any], scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The output, as `query`, and lse."""
-
-    def backward(
-        self,
-        grad: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor,
-        call: dict[str, Any],
-        scale: float,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradients of query, key and value."""
-
-
-class TorchKernel:
-    """What `torch.nn.attention.varlen` calls. It differentiates through its own output only; a merged one needs the parts."""
-
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: dict[str, Any], scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Kernel`."""
         sizes = (call["cu_queries"], call["cu_keys"], call["max_queries"], call["max_keys"])
         output, lse, *_ = torch.ops.aten._flash_attention_forward(
             query, key, value, *sizes, 0.0, call["is_causal"], return_debug_mask=False, scale=scale
@@ -110,22 +89,14 @@ class TorchKernel:
         return output, lse
 
     def backward(
-        self,
-        grad: torch.Tensor,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor,
-        call: dict[str, Any],
-        scale: float,
+        self, grad: torch.Tensor, parts: tuple[torch.Tensor, ...], call: dict[str, Any], scale: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See `Kernel`."""
+        """The gradients of query, key and value. parts: query, key, value, output, lse."""
         sizes = (call["cu_queries"], call["cu_keys"], call["max_queries"], call["max_keys"])
-        no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
-        unused = torch.empty(0, device=query.device)
+        no_dropout = torch.zeros(2, dtype=torch.uint64, device=grad.device)
+        unused = torch.empty(0, device=grad.device)
         gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
-            grad, query, key, value, output, lse, *sizes, 0.0, call["is_causal"], no_dropout, unused, scale=scale
+            grad, *parts, *sizes, 0.0, call["is_causal"], no_dropout, unused, scale=scale
         )
         return gradients
 
@@ -141,7 +112,7 @@ class MergedAttention(torch.autograd.Function):
         value: torch.Tensor,
         calls: list[dict[str, Any]],
         scale: float,
-        kernel: Kernel,
+        kernel: TorchKernel,
     ) -> torch.Tensor:
         """Returns (T, H, D)."""
         own, *levels = calls
@@ -167,14 +138,13 @@ class MergedAttention(torch.autograd.Function):
         query, key, value, output, lse_HT = ctx.saved_tensors
         grad = grad.contiguous()
         own, *levels = ctx.calls
-        gradients = ctx.kernel.backward(grad, query, key, value, output, lse_HT, own, ctx.scale)
+        gradients = ctx.kernel.backward(grad, (query, key, value, output, lse_HT), own, ctx.scale)
         if levels:
             sums = [gradient.to(lse_HT.dtype) for gradient in gradients]
             for call in levels:
                 rows, seen = call["queries"], call["keys"]
-                parts = ctx.kernel.backward(
-                    grad[rows], query[rows], key[seen], value[seen], output[rows], lse_HT[:, rows].contiguous(), call, ctx.scale
-                )
+                below = (query[rows], key[seen], value[seen], output[rows], lse_HT[:, rows].contiguous())
+                parts = ctx.kernel.backward(grad[rows], below, call, ctx.scale)
                 for total, part, tokens in zip(sums, parts, (rows, seen, seen), strict=True):
                     # A token is in one sequence of a call only, so plain indexing adds; index_add_ is not deterministic on a GPU.
                     total[tokens] += part
@@ -191,7 +161,7 @@ def attend(
     scaling: float | None,
     dropout: float,
     window: int | None,
-    kernel: Kernel | None = None,
+    kernel: TorchKernel | None = None,
 ) -> torch.Tensor:
     """Attention of one layer. query, key, value: (1, H, T, D), key and value with fewer heads under GQA. Returns (1, H, T, D)."""
     if dropout:

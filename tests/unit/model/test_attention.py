@@ -227,5 +227,5 @@ def test_torchs_kernels_take_our_calls() -> None:
         kernel = flash.TorchKernel()
         output, lse_HQ = kernel.forward(query, key, key, call, SCALE)
         assert (output.shape, lse_HQ.shape, lse_HQ.dtype) == (query.shape, (QUERY_HEADS, queries), torch.float32)
-        gradients = kernel.backward(output, query, key, key, output, lse_HQ, call, SCALE)
+        gradients = kernel.backward(output, (query, key, key, output, lse_HQ), call, SCALE)
         assert [gradient.shape for gradient in gradients] == [query.shape, key.shape, key.shape]
