@@ -41,13 +41,13 @@ class Point:
 
 DUAL = ("task.modes=[off, on]",)
 POINTS = {
-    "off, policy 200": Point(48, 200, ("task.modes=[off]",)),
-    "on, policy 200": Point(48, 200, ("task.modes=[on]",)),
-    "both modes, policy 200": Point(48, 200, DUAL),
-    "both modes, no policy": Point(48, 0, DUAL),
+    "both modes, policy 200": Point(32, 200, DUAL),
+    "on, policy 200": Point(32, 200, ("task.modes=[on]",)),
+    "off, policy 200": Point(32, 200, ("task.modes=[off]",)),
+    "both modes, policy 700": Point(16, 700, DUAL),
+    "both modes, no policy": Point(32, 0, DUAL),
     "chat": Point(12, 0, ("task.kind=instruct",)),
-    "both modes, policy 75": Point(48, 75, DUAL),
-    "both modes, policy 700": Point(24, 700, DUAL),
+    "both modes, policy 75": Point(32, 75, DUAL),
 }
 
 

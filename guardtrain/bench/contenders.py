@@ -42,7 +42,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Task:
-    """One contender's task. dtype: what products are computed in; gradient_file: where the first step's gradient goes."""
+    """One contender's task.
+
+    dtype: what products are computed in. batch_size, peer_pack_tokens: of peers that pad, and of those that pack; longer packs
+    cost them attention over the whole pack. gradient_file: where the first step's gradient goes.
+    """
 
     recipe: Recipe
     work: Work
@@ -50,6 +54,7 @@ class Task:
     dtype: torch.dtype
     steps: int
     batch_size: int
+    peer_pack_tokens: int
     gradient_file: Path
     output_dir: str
 
@@ -103,8 +108,8 @@ def trl_padded(task: Task) -> tuple[Any, dict[str, Any]]:
 
 
 def trl_packed(task: Task) -> tuple[Any, dict[str, Any]]:
-    """TRL's SFTTrainer with its best-fit-decreasing packing into sequences as long as our packs, or as the longest sample."""
-    length = max(task.recipe.train.pack_tokens, *(len(sample["input_ids"]) for sample in task.work.samples()))
+    """TRL's SFTTrainer with its best-fit-decreasing packing, into longer sequences where the longest sample needs them."""
+    length = max(task.peer_pack_tokens, *(len(sample["input_ids"]) for sample in task.work.samples()))
     return _trl(task, {"batch_size": 1, "max_length": length}, packing=True, packing_strategy="bfd")
 
 

@@ -33,13 +33,14 @@ PADS = {"trl-padded", "trainer"}
 class StepOptions:
     """rows: how many of the recipe's rows make a step; policy_tokens: length of the shared policy, 0 for none, None as it is.
 
-    batch_sizes: every contender that pads is run with each.
+    batch_sizes: every contender that pads is run with each; peer_pack_tokens: sequence length of peers that pack.
     """
 
     rows: int = 48
     steps: int = 3
     policy_tokens: int | None = None
-    batch_sizes: tuple[int, ...] = (8,)
+    batch_sizes: tuple[int, ...] = (4,)
+    peer_pack_tokens: int = 1024
     contenders: tuple[str, ...] = tuple(CONTENDERS)
 
 
@@ -188,6 +189,7 @@ def _main(spec: dict[str, Any]) -> None:
         dtype=choose_precision(recipe.model.dtype).compute,
         steps=options.steps,
         batch_size=spec["batch_size"],
+        peer_pack_tokens=options.peer_pack_tokens,
         gradient_file=Path(spec["gradient_file"]),
         output_dir=spec["output_dir"],
     )
