@@ -106,9 +106,9 @@ def attend(
     """Attention of one layer. query, key, value: (1, H, T, D), key and value with fewer heads under GQA. Returns (1, H, T, D)."""
     if dropout:
         raise ModelError("the backend has no dropout", where="flex", hint="model.attention=sdpa has it")
-    size = window if window in plan["blocks"] else 0
+    size = window if window is not None and window in plan["blocks"] else 0
     function = _compiled() if query.is_cuda else flex_attention
     output: torch.Tensor = function(
-        query, key, value, block_mask=block_mask(plan, size or 0), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, block_mask=block_mask(plan, size), scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return output

@@ -166,3 +166,26 @@ def test_the_fingerprint_is_of_rows_and_order() -> None:
     assert one == stream([30] * 20).fingerprint()
     assert one != stream([30] * 20, seed=1).fingerprint()
     assert one != stream([30] * 19 + [31]).fingerprint()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_get_equally_many_packs_and_every_row_once(ranks: int) -> None:
+    """By accelerate's own sharding, which is what hands packs to ranks."""
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    lengths = [5 + 7 * row % 60 for row in range(60)]
+    packs = stream(lengths, epochs=2, multiple=ranks)
+    loaders = [
+        prepare_data_loader(
+            DataLoader(packs, batch_size=1, shuffle=False, collate_fn=lambda batch: batch[0]),
+            num_processes=ranks,
+            process_index=rank,
+            put_on_device=False,
+        )
+        for rank in range(ranks)
+    ]
+    shares = [[set(pack.input_ids_T.tolist()) for pack in loader] for loader in loaders]
+    assert len({len(share) for share in shares}) == 1
+    seen = Counter(token for share in shares for pack in share for token in pack if token >= 100)
+    assert seen == Counter({100 + row: 2 for row in range(60)})
