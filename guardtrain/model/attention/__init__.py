@@ -80,10 +80,17 @@ def choose_backend(name: Literal["auto"] | BackendName, *, device: str, dtype: t
 
 
 def attention_windows(config: Any) -> tuple[int, ...]:
-    """The sliding windows of a model's layers, in tokens; empty for a model without any."""
+    """The sliding windows of a model's layers, in tokens; empty for a model without any.
+
+    Raises ModelError for layers that mix tokens in other ways (linear or chunked attention, convolutions): they know no tree, and
+    rows would leak into each other there.
+    """
     config = config.get_text_config()
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
+    if unknown := sorted(set(kinds or ()) - {"full_attention", "sliding_attention"}):
+        where, expected = str(getattr(config, "model_type", "model")), "full or sliding attention in every layer"
+        raise ModelError("rows of a pack would leak into each other", where=where, expected=expected, found=", ".join(unknown))
     if window is None or (kinds is not None and "sliding_attention" not in kinds):
         return ()
     return (window,)

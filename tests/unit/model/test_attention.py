@@ -229,3 +229,13 @@ def test_torchs_kernels_take_our_calls() -> None:
         assert (output.shape, lse_HQ.shape, lse_HQ.dtype) == (query.shape, (QUERY_HEADS, queries), torch.float32)
         gradients = kernel.backward(output, (query, key, key, output, lse_HQ), call, SCALE)
         assert [gradient.shape for gradient in gradients] == [query.shape, key.shape, key.shape]
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "chunked_attention"])
+def test_layers_that_know_no_tree_are_refused(kind: str) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(num_hidden_layers=2)
+    config.layer_types = ["full_attention", kind]
+    with pytest.raises(ModelError, match=f"llama: rows of a pack would leak .* found {kind}"):
+        attention_windows(config)
