@@ -67,7 +67,8 @@ def main() -> None:
     sizes = tuple(int(size) for size in args.batch_sizes.split(","))
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as scratch:
-        guards, chats = real_rows(args.shared / "data"), write_chats(args.shared / "data", Path(scratch))
+        reasoned = real_rows(args.shared / "data")
+        guards, chats = write_guards(reasoned, Path(scratch)), write_chats(reasoned, Path(scratch))
         for name in names:
             point = POINTS[name]
             data = chats if name == "chat" else guards
@@ -84,15 +85,24 @@ def main() -> None:
             plot(args.out)
 
 
-def real_rows(data: Path) -> dict[str, Any]:
-    """The source of real prompts that have a reason."""
-    return {"path": str(data / "train.jsonl"), "reasons": str(data / "reasons.jsonl"), "exclude": str(data / "doubts.jsonl")}
+def real_rows(data: Path) -> list[GuardExample]:
+    """The real prompts that have a reason."""
+    source = Source(path=str(data / "train.jsonl"), reasons=str(data / "reasons.jsonl"), exclude=str(data / "doubts.jsonl"))
+    return [row for row in load_sources([source], "guard").examples if isinstance(row, GuardExample) and row.reason]
 
 
-def write_chats(data: Path, scratch: Path) -> str:
+def write_guards(reasoned: list[GuardExample], scratch: Path) -> str:
+    """The rows as a file: every point draws from the same rows, in whatever modes."""
+    path = scratch / "guards.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for row in reasoned:
+            fields = {"prompt": prompt_text(row.prompt), "label": row.label.value, "reason": row.reason}
+            file.write(json.dumps(fields) + "\n")
+    return str(path)
+
+
+def write_chats(reasoned: list[GuardExample], scratch: Path) -> str:
     """Ordinary conversations out of real rows: the prompts as user turns, the reasons as answers, a few of them in each."""
-    rows = load_sources([Source(**real_rows(data))], "guard").examples
-    reasoned = [row for row in rows if isinstance(row, GuardExample) and row.reason]
     path = scratch / "chats.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(reasoned) - TURNS_OF_A_CHAT, TURNS_OF_A_CHAT):

@@ -27,9 +27,10 @@ shared_root = segments(3).filter(lambda root: root.children).map(lambda root: [u
 
 
 def walk(root: Segment, path: tuple[int, ...] = (), name: tuple[int, ...] = ()) -> Iterator[Any]:
-    """(all tokens before it on its path, token, weight, name of its segment) of every token, depth first."""
-    for token, weight in zip(root.input_ids, root.weights, strict=True):
-        yield path, token, weight, name
+    """(all tokens before it on its path, token, weight, name of its segment, is it computed) of every token, depth first."""
+    for index, (token, weight) in enumerate(zip(root.input_ids, root.weights, strict=True)):
+        is_needed = bool(root.children) or any(root.weights[index + 1 :]) or not any(root.weights)
+        yield path, token, weight, name, is_needed
         path = (*path, token)
     for number, child in enumerate(root.children):
         yield from walk(child, path, (*name, number))
@@ -40,7 +41,8 @@ def naive_mask(roots: list[Segment], window: int = 0) -> list[list[bool]]:
 
     window: i sees at most so many tokens of its path, itself included; 0 for all.
     """
-    tokens = [(name, len(path)) for number, root in enumerate(roots) for path, _, _, name in walk(root, (), (number,))]
+    walked = (item for number, root in enumerate(roots) for item in walk(root, (), (number,)))
+    tokens = [(name, len(path)) for path, _, _, name, is_computed in walked if is_computed]
     return [
         [
             j <= i and mine[: len(other)] == other and (not window or position - other_position < window)

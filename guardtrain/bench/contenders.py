@@ -1,7 +1,7 @@
 """The contenders of a step-time benchmark, each on transformers' Trainer or a subclass of it.
 
 A step is one pass over all rows, however a contender cuts them into micro-batches, so losses and gradients of a step are
-comparable exactly. The first step warms up and gives the gradient; the others are timed.
+comparable exactly. The first step gives the gradient.
 """
 
 from __future__ import annotations

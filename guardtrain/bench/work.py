@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,30 +20,29 @@ IGNORED = -100  # the label of a token that is not supervised, as all peers spel
 
 @dataclass(frozen=True)
 class Work:
-    """rows: trees below the shared policy; root_ids: the policy's tokens, empty for none."""
+    """rows: trees below the shared policy; copies: the same rows, every completion with a prompt of its own.
+
+    root_ids: the policy's tokens, empty for none.
+    """
 
     rows: list[Segment]
+    copies: list[Segment]
     root_ids: list[int]
 
     def samples(self) -> list[dict[str, list[int]]]:
-        """Each root-to-leaf path as a sample of its own, with labels: what peers train on."""
+        """Every completion as a sample of its own, behind policy and prompt, with labels: what peers train on."""
         return [
-            {"input_ids": ids, "labels": [token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)]}
-            for row in self.rows
-            for ids, weights in _paths(row, self.root_ids, [0.0] * len(self.root_ids))
+            {
+                "input_ids": self.root_ids + copy.input_ids,
+                "labels": [IGNORED] * len(self.root_ids)
+                + [token if weight else IGNORED for token, weight in zip(copy.input_ids, copy.weights, strict=True)],
+            }
+            for copy in self.copies
         ]
 
 
-def _paths(segment: Segment, ids: list[int], weights: list[float]) -> Iterator[tuple[list[int], list[float]]]:
-    ids, weights = ids + segment.input_ids, weights + segment.weights
-    if not segment.children:
-        yield ids, weights
-    for child in segment.children:
-        yield from _paths(child, ids, weights)
-
-
 def build_work(recipe: Recipe, tokenizer: Any, *, num_rows: int, policy_tokens: int | None) -> Work:
-    """A seeded sample of the recipe's training rows, each supervised token weighted alike: peers know no other weights.
+    """A sample of the recipe's training rows, each supervised token weighted alike: peers know no other weights.
 
     policy_tokens: length of the shared policy, 0 for none; None leaves the recipe's own.
     Raises ConfigError when there are fewer rows than asked for.
@@ -58,9 +57,23 @@ def build_work(recipe: Recipe, tokenizer: Any, *, num_rows: int, policy_tokens: 
         rows = [row for row in rows if isinstance(row, GuardExample) and row.reason]
     if len(rows) < num_rows:
         raise ConfigError("too few rows for this benchmark", where="--rows", expected=f"at most {len(rows)}", found=str(num_rows))
-    chosen = random.Random(recipe.train.seed).sample(rows, num_rows)
+    trees = [build_tree(template, row, task.modes) for row in rows]
+    chosen = stratified([len(tree) for tree in trees], num_rows, recipe.train.seed)
+    # A chat has no modes: it is one sample.
+    copies = [
+        build_tree(template, rows[row], [mode]) for row in chosen for mode in (task.modes if task.kind == "guard" else [""])
+    ]
     root_ids = template.policy_ids if isinstance(template, GuardTemplate) and policy_tokens != 0 else []
-    return Work([build_tree(template, row, task.modes) for row in chosen], root_ids)
+    return Work([trees[row] for row in chosen], copies, root_ids)
+
+
+def stratified(lengths: Sequence[int], number: int, seed: int) -> list[int]:
+    """`number` of the rows, drawn one from each of as many equal classes of length: few rows stand for all, short and long."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    draw = random.Random(seed)
+    chosen = [draw.choice(order[len(order) * i // number : len(order) * (i + 1) // number]) for i in range(number)]
+    draw.shuffle(chosen)
+    return chosen
 
 
 def policy_of_length(tokenizer: Any, policy: str, policy_tokens: int) -> str:

@@ -2,7 +2,8 @@
 
 A pack is a tree of segments laid out depth first. A token attends to the tokens before it in its own segment and in the
 ancestors of that segment, and its position continues from its parent's end, so every root-to-leaf path sees exactly what it
-would see alone. The first token of a segment is predicted by the last token of its parent.
+would see alone. The first token of a segment is predicted by the last token of its parent. What only waits to be predicted is
+not computed: a leaf is laid out up to the token that makes its last prediction.
 
 Shape suffixes: T tokens of the pack, S segments, N supervised tokens.
 """
@@ -45,9 +46,35 @@ class Segment:
             weights += [weight] * len(ids)
         return cls(input_ids, weights)
 
+    def continued(self, branches: Sequence[Segment]) -> Segment:
+        """This leaf with `branches` behind it. What all of them begin with joins its own tokens, to be computed once.
+
+        A prediction that several branches make counts once for each of them: its weights add up. A lone branch joins whole.
+        """
+        if len(branches) == 1:
+            (branch,) = branches
+            return Segment(self.input_ids + branch.input_ids, self.weights + branch.weights, branch.children)
+        shared = common_beginning([branch.input_ids[:-1] for branch in branches])
+        added = [sum(weights) for weights in zip(*(branch.weights[:shared] for branch in branches), strict=True)]
+        rests = tuple(Segment(branch.input_ids[shared:], branch.weights[shared:], branch.children) for branch in branches)
+        return Segment(self.input_ids + branches[0].input_ids[:shared], self.weights + added, rests)
+
+    def computed_tokens(self) -> int:
+        """How many of its own tokens a pack computes: a leaf ends before its last supervised token, if it has any."""
+        if self.children:
+            return len(self.input_ids)
+        supervised = (index for index in reversed(range(len(self.weights))) if self.weights[index] > 0)
+        return next(supervised, len(self.input_ids))
+
     def __len__(self) -> int:
-        """Tokens of the whole subtree."""
-        return len(self.input_ids) + sum(len(child) for child in self.children)
+        """Tokens that a pack computes of the whole subtree."""
+        return self.computed_tokens() + sum(len(child) for child in self.children)
+
+
+def common_beginning(runs: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of `runs` begin with."""
+    columns = enumerate(zip(*runs, strict=False))
+    return next((index for index, tokens in columns if len(set(tokens)) > 1), min(map(len, runs), default=0))
 
 
 @dataclass(frozen=True)
@@ -85,11 +112,12 @@ class _Builder:
 
     def add(self, segment: Segment, parent: int, parent_last: int, position: int) -> None:
         """Append a segment and its subtree. parent_last: index of the parent's last token; position: of its first token."""
-        index, start = len(self.parents), len(self.input_ids)
-        self.parents.append(parent)
-        self.input_ids += segment.input_ids
-        self.positions += range(position, position + len(segment.input_ids))
-        self.segment_ids += [index] * len(segment.input_ids)
+        index, start, computed = len(self.parents), len(self.input_ids), segment.computed_tokens()
+        if computed:  # a leaf of one supervised token is its parent's prediction and no segment
+            self.parents.append(parent)
+        self.input_ids += segment.input_ids[:computed]
+        self.positions += range(position, position + computed)
+        self.segment_ids += [index] * computed
         for offset, (token, weight) in enumerate(zip(segment.input_ids, segment.weights, strict=True)):
             if weight > 0:
                 source = start + offset - 1 if offset else parent_last

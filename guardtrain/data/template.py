@@ -75,12 +75,16 @@ class GuardTemplate:
         """The root of every pack. Not supervised."""
         return Segment.unsupervised(self.policy_ids, children)
 
-    def prompt_segment(self, prompt: tuple[Turn, ...], children: Sequence[Segment] = ()) -> Segment:
+    def prompt_segment(self, prompt: tuple[Turn, ...]) -> Segment:
         """The untrusted text as plain tokens, and the opening of the assistant's turn. Not supervised."""
-        return Segment.unsupervised(self.encoder.plain(prompt_text(prompt)) + self.after_prompt_ids, children)
+        return Segment.unsupervised(self.encoder.plain(prompt_text(prompt)) + self.after_prompt_ids)
 
     def row(self, example: GuardExample, modes: Sequence[str] = tuple(Mode)) -> Segment:
-        """The prompt segment of a labelled row with one completion for each mode; `on` needs a reason."""
+        """The prompt of a labelled row, continued by its completions; not supervised but for what these begin with alike."""
+        return self.prompt_segment(example.prompt).continued(self.completions(example, modes))
+
+    def completions(self, example: GuardExample, modes: Sequence[str] = tuple(Mode)) -> list[Segment]:
+        """What the assistant says of a labelled row in each mode; `on` needs a reason. Raises DataError when nothing is left."""
         completions = []
         if Mode.OFF in modes:
             completions.append(self._off(example.label))
@@ -88,7 +92,7 @@ class GuardTemplate:
             completions.append(self._on(example.reason, example.label))
         if not completions:
             raise DataError("the row trains nothing", where=example.where, expected="a reason, or mode off", found="neither")
-        return self.prompt_segment(example.prompt, completions)
+        return completions
 
     def count_prompt_tokens(self, prompt: tuple[Turn, ...]) -> int:
         """Tokens of the untrusted text alone."""

@@ -45,7 +45,8 @@ BACKWARD = {
 }
 FORWARD = {**BACKWARD, "flex": (BACKENDS["flex"].registered_name, BACKENDS["flex"].plan)}  # no backward on a CPU
 
-TREES = ("flat pack", "policy tree", "dual-mode tree")
+MODES = {"flat pack": ["off"], "policy tree": ["off"], "dual-mode tree": ["off", "on"]}
+TREES = tuple(MODES)
 KINDS = ("llama", "qwen3")
 
 
@@ -55,20 +56,19 @@ def template(smol_tokenizer: Any) -> GuardTemplate:
 
 
 def build_roots(template: GuardTemplate, tree: str) -> list[Segment]:
-    rows = [template.row(example, ["off", "on"] if tree == "dual-mode tree" else ["off"]) for example in EXAMPLES]
     if tree == "flat pack":
-        return [path for row in rows for path in paths(template.policy_segment([row]))]
-    return [template.policy_segment(rows)]
+        return samples(template, tree)
+    return [template.policy_segment([template.row(example, MODES[tree]) for example in EXAMPLES])]
 
 
-def paths(segment: Segment, before: Segment | None = None) -> Iterator[Segment]:
-    """Each root-to-leaf path as one segment: a row as it is without packing."""
-    before = before or Segment([], [])
-    own = Segment(before.input_ids + segment.input_ids, before.weights + segment.weights)
-    if not segment.children:
-        yield own
-    for child in segment.children:
-        yield from paths(child, own)
+def samples(template: GuardTemplate, tree: str) -> list[Segment]:
+    """The same rows as they are without packing: each completion behind a policy and a prompt of its own."""
+    parts = [
+        (template.policy_segment(), template.prompt_segment(example.prompt), completion)
+        for example in EXAMPLES
+        for completion in template.completions(example, MODES[tree])
+    ]
+    return [policy.continued([prompt]).continued([completion]) for policy, prompt, completion in parts]
 
 
 def batch_of(model: Any, pack: Pack, plan: Callable[..., dict[str, Any]]) -> dict[str, Any]:
@@ -105,8 +105,11 @@ def gradients(model: Any, losses: Iterator[torch.Tensor]) -> tuple[float, dict[s
     return total, {name: parameter.grad.double() for name, parameter in trained.items()}
 
 
-def assert_packed_equals_unpacked(model: Any, roots: list[Segment], backend: str = "sdpa") -> None:
-    rows = [row for root in roots for row in paths(root)]
+def assert_packed_equals_unpacked(model: Any, template: GuardTemplate, tree: str, backend: str = "sdpa") -> None:
+    assert_equal_gradients(model, build_roots(template, tree), samples(template, tree), backend)
+
+
+def assert_equal_gradients(model: Any, roots: list[Segment], rows: list[Segment], backend: str) -> None:
     loss, gradient = gradients(model, iter([packed_loss(model, layout(roots), backend)]))
     expected_loss, expected = gradients(model, (unpacked_loss(model, row) for row in rows))
     assert loss == pytest.approx(expected_loss, rel=MAX_RELATIVE_ERROR)
@@ -137,7 +140,7 @@ def test_full_training(
     model = make_tiny(kind, tied=tree != "policy tree").train()
     if checkpointing:
         model.gradient_checkpointing_enable()
-    assert_packed_equals_unpacked(model, build_roots(template, tree), backend)
+    assert_packed_equals_unpacked(model, template, tree, backend)
 
 
 @pytest.mark.parametrize("block_tokens", [1, 10_000], ids=["a block for each row", "one block"])
@@ -147,7 +150,7 @@ def test_any_size_of_blocks(
 ) -> None:
     plan = functools.partial(sdpa.plan, block_tokens=block_tokens)
     monkeypatch.setitem(FORWARD, "sdpa", (BACKENDS["sdpa"].registered_name, plan))
-    assert_packed_equals_unpacked(make_tiny("qwen3").train(), build_roots(template, tree))
+    assert_packed_equals_unpacked(make_tiny("qwen3").train(), template, tree)
 
 
 @pytest.mark.parametrize("tokens_of_a_chunk", [1, 7, 64])
@@ -157,14 +160,14 @@ def test_chunks_of_the_loss(
 ) -> None:
     model = make_tiny(kind, tied=kind == "llama").train()
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", tokens_of_a_chunk * model.config.vocab_size)
-    assert_packed_equals_unpacked(model, build_roots(template, "dual-mode tree"))
+    assert_packed_equals_unpacked(model, template, "dual-mode tree")
 
 
 @pytest.mark.parametrize("kind", WINDOWED)
 def test_sliding_windows_shorter_than_a_row(kind: str, template: GuardTemplate) -> None:
     model = build_windowed(kind, vocab_size=49_152, window=20).train()
     assert attention_windows(model.config) == (20,)
-    assert_packed_equals_unpacked(model, build_roots(template, "dual-mode tree"))
+    assert_packed_equals_unpacked(model, template, "dual-mode tree")
 
 
 def test_logits_that_are_changed_behind_the_head(template: GuardTemplate) -> None:
@@ -175,7 +178,7 @@ def test_logits_that_are_changed_behind_the_head(template: GuardTemplate) -> Non
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = CohereForCausalLM(CohereConfig(vocab_size=49_152, logit_scale=0.0625, pad_token_id=0, **sizes)).train()
     assert chunkable_head(model) is None
-    assert_packed_equals_unpacked(model, build_roots(template, "policy tree"))
+    assert_packed_equals_unpacked(model, template, "policy tree")
 
 
 tiny_of_a_hundred = functools.cache(lambda: build_tiny("llama", vocab_size=100, tied=False).train())
@@ -186,7 +189,7 @@ tiny_of_a_hundred = functools.cache(lambda: build_tiny("llama", vocab_size=100, 
 @given(roots=trees | shared_root)
 def test_random_trees(backend: str, roots: list[Segment]) -> None:
     """Any shape, far from a guard's: several levels, children of one token, leaves that train nothing."""
-    if not any(weight for root in roots for row in paths(root) for weight in row.weights):
+    if not any(any(row.weights) for row in counted_once(roots)):
         roots = [*roots, Segment([1, 2], [0.0, 1.0])]
     once = layout(roots)
     model = tiny_of_a_hundred()
@@ -214,9 +217,9 @@ def counted_once(roots: list[Segment]) -> Iterator[Segment]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pack_of_one_row(kind: str, template: GuardTemplate, make_tiny: Callable[..., Any]) -> None:
-    (row, *_) = build_roots(template, "flat pack")
+    row, *_ = samples(template, "flat pack")
     for backend in BACKWARD:
-        assert_packed_equals_unpacked(make_tiny(kind).train(), [row], backend)
+        assert_equal_gradients(make_tiny(kind).train(), [row], [row], backend)
 
 
 @pytest.mark.parametrize("backend", BACKWARD)
@@ -229,7 +232,7 @@ def test_lora_training(
     if checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
-    assert_packed_equals_unpacked(model, build_roots(template, "dual-mode tree"), backend)
+    assert_packed_equals_unpacked(model, template, "dual-mode tree", backend)
 
 
 def test_the_embedded_model(template: GuardTemplate, smol_folder: str) -> None:
@@ -240,7 +243,7 @@ def test_the_embedded_model(template: GuardTemplate, smol_folder: str) -> None:
     roots = build_roots(template, "dual-mode tree")
     with torch.inference_mode():
         packed = packed_loss(model, layout(roots), "sdpa").item()
-        one_by_one = sum(unpacked_loss(model, row).item() for root in roots for row in paths(root))
+        one_by_one = sum(unpacked_loss(model, row).item() for row in samples(template, "dual-mode tree"))
     assert packed == pytest.approx(one_by_one, rel=MAX_RELATIVE_ERROR)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,43 @@ import torch
 
 from guardtrain.bench.contenders import FixedPacks, Record
 from guardtrain.bench.step import StepOptions, check_options, compare, figures, gradient_error
-from guardtrain.bench.work import Work, build_work, policy_of_length
-from guardtrain.data.packing import Segment
+from guardtrain.bench.work import Work, build_work, policy_of_length, stratified
+from guardtrain.data.packing import Pack, Segment
 from guardtrain.errors import ConfigError, GuardtrainError
 from guardtrain.overrides import build_recipe
 
 
-def test_samples_are_the_paths_of_the_tree_with_labels() -> None:
-    off, on = Segment([20, 21], [0.0, 1.0]), Segment([30, 31], [1.0, 1.0])
-    work = Work([Segment.unsupervised([10], [off, on]), Segment.unsupervised([11], [off])], [1, 2])
+def test_samples_are_the_copies_behind_the_policy_with_labels() -> None:
+    work = Work([], [Segment([10, 20, 21], [0.0, 0.0, 1.0]), Segment([10, 30, 31], [0.0, 1.0, 1.0])], [1, 2])
     assert work.samples() == [
         {"input_ids": [1, 2, 10, 20, 21], "labels": [-100, -100, -100, -100, 21]},
         {"input_ids": [1, 2, 10, 30, 31], "labels": [-100, -100, -100, 30, 31]},
-        {"input_ids": [1, 2, 11, 20, 21], "labels": [-100, -100, -100, -100, 21]},
     ]
+
+
+@pytest.mark.parametrize("modes", ["[off, on]", "[off]", "[on]"])
+def test_peers_get_the_same_predictions(modes: str, rows_file: str, smol_tokenizer: Any) -> None:
+    """Token by token: what our packs are supervised on is what the samples' labels say, however trees share tokens."""
+    recipe = recipe_of(rows_file, f"task.modes={modes}")
+    work = build_work(recipe, smol_tokenizer, num_rows=8, policy_tokens=75)
+    packs = FixedPacks(work, budget=600, seed=1)
+    ours = Counter((token, weight) for index in range(len(packs)) for token, weight in predictions(packs[index]))
+    assert ours == Counter((label, 1.0) for sample in work.samples() for label in sample["labels"] if label >= 0)
+
+
+def predictions(pack: Pack) -> list[tuple[int, float]]:
+    return list(zip(pack.targets_N.tolist(), pack.weights_N.tolist(), strict=True))
+
+
+def test_a_sample_of_rows_holds_short_and_long_ones_in_their_shares() -> None:
+    lengths = [10] * 50 + [100] * 25 + [1000] * 25
+    random.Random(0).shuffle(lengths)
+    for seed in range(20):
+        chosen = stratified(lengths, 8, seed)
+        assert sorted(lengths[row] for row in chosen) == [10] * 4 + [100] * 2 + [1000] * 2
+        assert len(set(chosen)) == 8
+    assert stratified(lengths, 8, 1) == stratified(lengths, 8, 1) != stratified(lengths, 8, 2)
+    assert sorted(stratified(lengths, 100, 1)) == list(range(100))
 
 
 def recipe_of(rows_file: str, *overrides: str) -> Any:
@@ -36,7 +61,7 @@ def test_a_policy_of_any_length(policy_tokens: int, rows_file: str, smol_tokeniz
     assert abs(len(work.root_ids) - policy_tokens) <= 3  # what is cut is encoded anew
     assert len(work.rows) == 8
     assert all(len(row.children) == 2 for row in work.rows)
-    assert {weight for sample in work.rows for child in sample.children for weight in child.weights} == {0.0, 1.0}
+    assert {weight for row in work.rows for child in row.children for weight in child.weights} == {0.0, 1.0}
 
 
 def test_the_recipes_own_policy_and_a_seeded_sample(rows_file: str, smol_tokenizer: Any) -> None:
@@ -53,20 +78,20 @@ def test_what_cannot_be_measured_is_refused(rows_file: str, smol_tokenizer: Any)
         policy_of_length(smol_tokenizer, "Judge.", 3)
     with pytest.raises(ConfigError, match=r"--contenders: no such contender, expected guardtrain, .*, found trll"):
         check_options(StepOptions(contenders=("guardtrain", "trll")))
-    with pytest.raises(ConfigError, match="--steps: the first step only warms up"):
+    with pytest.raises(ConfigError, match="--steps: the first step warms up"):
         check_options(StepOptions(steps=1))
 
 
 def test_the_same_packs_hold_every_row_in_every_epoch() -> None:
     rows = [Segment([0, 1, 2], [0.0, 0.0, 1.0]) for _ in range(20)]
-    packs = FixedPacks(Work(rows, [5] * 4), budget=20, seed=1)
+    packs = FixedPacks(Work(rows, [], [5] * 4), budget=14, seed=1)
     assert len(packs) == 4
     assert sum(len(packs[index].targets_N) for index in range(4)) == 20
-    assert [len(packs[index]) for index in range(4)] == [19] * 4
+    assert [len(packs[index]) for index in range(4)] == [14] * 4
 
 
-def test_figures_of_the_fastest_step_but_the_first() -> None:
-    record = Record({}, seconds=[1.0, 5.0, 4.0], losses=[3.0, 2.0, 1.0], tokens=300)
+def test_figures_of_the_fastest_step() -> None:
+    record = Record({}, seconds=[9.0, 5.0, 4.0], losses=[3.0, 2.0, 1.0], tokens=300)
     found = figures(record, rows=8)
     assert (found["step_seconds"], found["rows_per_second"], found["computed_tokens_per_second"]) == (4.0, 2.0, 25.0)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trees import naive_mask, trees, walk
 
 from guardtrain.data.collate import Collator
-from guardtrain.data.packing import Pack, Segment, layout, padded, plan_packs
+from guardtrain.data.packing import Pack, Segment, common_beginning, layout, padded, plan_packs
 
 # --- planning
 
@@ -86,15 +86,56 @@ def test_layout_by_hand() -> None:
         [1, 2], [Segment.unsupervised([10, 11, 12], [off, on]), Segment.unsupervised([13], [Segment([22, 23], [5.0, 1.0])])]
     )
     pack = layout([policy, Segment([40, 41], [0.0, 1.0])])
-    assert pack.input_ids_T.tolist() == [1, 2, 10, 11, 12, 20, 21, 30, 31, 32, 13, 22, 23, 40, 41]
-    assert pack.position_ids_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 2, 3, 4, 0, 1]
-    assert pack.segment_ids_T.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 5, 6, 6]
+    # The last token of every leaf is predicted and not computed.
+    assert pack.input_ids_T.tolist() == [1, 2, 10, 11, 12, 20, 30, 31, 13, 22, 40]
+    assert pack.position_ids_T.tolist() == [0, 1, 2, 3, 4, 5, 5, 6, 2, 3, 0]
+    assert pack.segment_ids_T.tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6]
     assert pack.parents_S.tolist() == [-1, 0, 1, 1, 0, 4, -1]
     # off: only token 21, from its neighbour; on: its first token from the prompt's last (index 4), as in training alone
-    assert pack.sources_N.tolist() == [5, 4, 7, 8, 10, 11, 13]
+    assert pack.sources_N.tolist() == [5, 4, 6, 7, 8, 9, 10]
     assert pack.targets_N.tolist() == [21, 30, 31, 32, 22, 23, 41]
     assert pack.weights_N.tolist() == [5, 1, 1, 5, 5, 1, 1]
-    assert len(pack) == len(policy) + 2 == 15
+    assert len(pack) == len(policy) + 1 == 11
+
+
+def test_a_leaf_ends_where_its_last_prediction_is_made() -> None:
+    chat = Segment([1, 2, 3, 4, 5], [0.0, 1.0, 1.0, 0.0, 0.0])  # the turn's end and a line behind it train nothing
+    assert (len(chat), layout([chat]).input_ids_T.tolist(), layout([chat]).targets_N.tolist()) == (2, [1, 2], [2, 3])
+    assert len(Segment.unsupervised([1, 2, 3])) == 3  # only read
+    pack = layout([Segment.unsupervised([1, 2], [Segment([7], [1.0]), Segment([8, 9], [0.0, 1.0])])])
+    assert pack.segment_ids_T.tolist() == [0, 0, 1]  # token 7 is the parent's prediction, and no segment
+    assert (pack.sources_N.tolist(), pack.targets_N.tolist()) == ([1, 2], [7, 9])
+
+
+# --- what branches begin with alike
+
+
+def test_what_all_branches_begin_with_joins_the_stem() -> None:
+    off, on = Segment([20, 21, 22, 9], [0.0, 0.0, 0.0, 5.0]), Segment([20, 21, 30, 9], [1.0, 1.0, 1.0, 5.0])
+    row = Segment.unsupervised([10]).continued([off, on])
+    assert (row.input_ids, row.weights) == ([10, 20, 21], [0.0, 1.0, 1.0])
+    assert row.children == (Segment([22, 9], [0.0, 5.0]), Segment([30, 9], [1.0, 5.0]))
+
+
+def test_a_lone_branch_joins_whole() -> None:
+    below = Segment([4], [1.0])
+    assert Segment.unsupervised([1]).continued([Segment([2, 3], [1.0, 2.0], (below,))]) == Segment(
+        [1, 2, 3], [0.0, 1.0, 2.0], (below,)
+    )
+
+
+def test_equal_branches_count_twice_and_stay_branches() -> None:
+    branch = Segment([2, 3], [1.0, 2.0])
+    row = Segment.unsupervised([1]).continued([branch, branch])
+    assert row == Segment([1, 2], [0.0, 2.0], (Segment([3], [2.0]), Segment([3], [2.0])))
+    pack = layout([row])
+    assert (pack.targets_N.tolist(), pack.weights_N.tolist(), pack.sources_N.tolist()) == ([2, 3, 3], [2, 2, 2], [0, 1, 1])
+
+
+@given(runs=st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=4))
+def test_common_beginning_equals_the_longest_one_that_all_have(runs: list[list[int]]) -> None:
+    longest = max((n for n in range(6) if runs and all(len(run) >= n and run[:n] == runs[0][:n] for run in runs)), default=0)
+    assert common_beginning(runs) == longest
 
 
 def test_dtypes_are_those_that_torch_indexes_with() -> None:
@@ -124,11 +165,12 @@ def test_concatenated_parts() -> None:
 @given(roots=trees)
 def test_layout_equals_a_naive_walk(roots: list[Segment]) -> None:
     naive = [item for number, root in enumerate(roots) for item in walk(root, (), (number,))]
+    computed = [item for item in naive if item[-1]]
     pack = layout(roots)
-    assert pack.input_ids_T.tolist() == [token for _, token, _, _ in naive]
-    assert pack.position_ids_T.tolist() == [len(path) for path, _, _, _ in naive]
+    assert pack.input_ids_T.tolist() == [token for _, token, *_ in computed]
+    assert pack.position_ids_T.tolist() == [len(path) for path, *_ in computed]
     assert len(pack) == sum(map(len, roots))
-    supervised = [(path, token, weight) for path, token, weight, _ in naive if weight > 0]
+    supervised = [(path, token, weight) for path, token, weight, *_ in naive if weight > 0]
     mask_TT = np.array(naive_mask(roots))
     seen_by_source = [tuple(pack.input_ids_T[mask_TT[source]].tolist()) for source in pack.sources_N]
     got = list(zip(seen_by_source, pack.targets_N.tolist(), pack.weights_N.tolist(), strict=True))
@@ -163,15 +205,15 @@ def shape_of_tree(pack: Pack) -> dict[str, int]:
 def test_collate_shapes() -> None:
     pack = layout([Segment([1, 2, 3], [0.0, 1.0, 2.0])])
     batch = Collator(shape_of_tree)([pack])
-    assert (batch.pop("layout"), batch.pop("num_tokens")) == ({"segments": 1}, 3)
+    assert (batch.pop("layout"), batch.pop("num_tokens")) == ({"segments": 1}, 2)
     shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
-    assert shapes == {"input_ids": (1, 3), "position_ids": (1, 3), "sources": (2,), "targets": (2,), "weights": (2,)}
+    assert shapes == {"input_ids": (1, 2), "position_ids": (1, 2), "sources": (2,), "targets": (2,), "weights": (2,)}
 
 
 def test_collate_pads_and_says_how_many_tokens_are_real() -> None:
     batch = Collator(shape_of_tree, pad_to=8)([layout([Segment([1, 2, 3], [0.0, 1.0, 2.0])])])
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 0, 0, 0, 0, 0]]
-    assert (batch["layout"], batch["num_tokens"]) == ({"segments": 2}, 3)
+    assert batch["input_ids"].tolist() == [[1, 2, 0, 0, 0, 0, 0, 0]]
+    assert (batch["layout"], batch["num_tokens"]) == ({"segments": 2}, 2)
 
 
 def test_collate_takes_one_pack() -> None:

@@ -113,10 +113,9 @@ def test_every_starter_prompt_equals_the_chat_template(template: GuardTemplate, 
 def test_qwen3_answers_in_its_own_spelling(qwen3_tokenizer: Any) -> None:
     """Mode off begins as Qwen3 does without thinking; a whole mode-on answer is what its template makes of a thinking turn."""
     template = GuardTemplate(qwen3_tokenizer, POLICY)
-    root = template.row(guard_row(ORDINARY, "malicious", REASON))
-    off, on = root.children
+    off, on = template.completions(guard_row(ORDINARY, "malicious", REASON))
     without_thinking = rendered_ids(qwen3_tokenizer, guard_messages(ORDINARY), enable_thinking=False)
-    read = template.policy_ids + root.input_ids
+    read = template.policy_ids + template.prompt_segment(user(ORDINARY)).input_ids
     assert (read + off.input_ids)[: len(without_thinking)] == without_thinking
     answer = {"role": "assistant", "content": "Verdict: malicious", "reasoning_content": REASON}
     text = qwen3_tokenizer.apply_chat_template([*guard_messages(ORDINARY), answer], tokenize=False)
@@ -137,10 +136,8 @@ def test_think_tokens_are_native_only_where_the_template_has_them(
 
 def test_mode_off_supervises_the_label_and_the_end(template: GuardTemplate, tokenizer: Any) -> None:
     for label in Label:
-        root = template.row(guard_row(ORDINARY, label), modes=["off"])
-        (off,) = root.children
+        (off,) = template.completions(guard_row(ORDINARY, label), modes=["off"])
         end = tokenizer.decode(template.end_ids)
-        assert root.weights == [0.0] * len(root.input_ids)
         assert text_of(tokenizer, off) == f"{template.think.empty}{VERDICT} {label}{end}"
         assert supervised_text(tokenizer, off) == f" {label}{end}"
         assert off.weights.count(7.0) == 1  # only the first token of the label weighs more
@@ -149,7 +146,7 @@ def test_mode_off_supervises_the_label_and_the_end(template: GuardTemplate, toke
 
 def test_mode_on_supervises_from_the_opening_to_the_end(template: GuardTemplate, tokenizer: Any) -> None:
     for label in Label:
-        (on,) = template.row(guard_row(ORDINARY, label, REASON), modes=["on"]).children
+        (on,) = template.completions(guard_row(ORDINARY, label, REASON), modes=["on"])
         end = tokenizer.decode(template.end_ids)
         think = template.think
         expected = f"{think.opening}{REASON}{think.closing}{VERDICT} {label}{end}"
@@ -168,10 +165,24 @@ def test_both_modes_end_alike_and_labels_differ_at_their_first_token(template: G
 
 def test_a_row_without_a_reason_trains_mode_off_only(template: GuardTemplate) -> None:
     without = guard_row(ORDINARY)
-    assert template.row(without).children == template.row(without, modes=["off"]).children
-    assert len(template.row(guard_row(ORDINARY, reason=REASON)).children) == 2
+    assert template.completions(without) == template.completions(without, modes=["off"])
+    assert len(template.completions(guard_row(ORDINARY, reason=REASON))) == 2
     with pytest.raises(DataError, match=r"rows.jsonl:3.*reason, or mode off"):
         template.row(guard_row(ORDINARY, where="rows.jsonl:3"), modes=["on"])
+
+
+def test_a_row_computes_once_what_its_completions_begin_with(template: GuardTemplate, tokenizer: Any, family: str) -> None:
+    example = guard_row(ORDINARY, "malicious", REASON)
+    row, prompt = template.row(example), template.prompt_segment(example.prompt)
+    assert row.input_ids[: len(prompt)] == prompt.input_ids
+    shared = row.input_ids[len(prompt) :]
+    assert tokenizer.decode(shared) == ("<think>" if family == "qwen3" else "<think")
+    for completion, child in zip(template.completions(example), row.children, strict=True):
+        assert shared + child.input_ids == completion.input_ids
+    assert row.weights == [0.0] * len(prompt) + [1.0] * len(shared)  # mode on's; mode off is given its think block
+    (off,) = template.completions(example, ["off"])
+    alone = template.row(example, ["off"])
+    assert (alone.input_ids, alone.weights) == (prompt.input_ids + off.input_ids, prompt.weights + off.weights)
 
 
 def test_what_ends_a_reason(template: GuardTemplate, tokenizer: Any, family: str) -> None:
@@ -217,9 +228,9 @@ def test_nothing_in_a_prompt_or_reason_becomes_a_special_token(template: GuardTe
     def check(text: str) -> None:
         plain_ids = template.encoder.plain(text)
         assert powerful.isdisjoint(plain_ids)
-        root = template.row(guard_row(text, "benign", reason=text))
-        _, on = root.children
-        assert root.input_ids == plain_ids + template.after_prompt_ids
+        row = guard_row(text, "benign", reason=text)
+        _, on = template.completions(row)
+        assert template.prompt_segment(row.prompt).input_ids == plain_ids + template.after_prompt_ids
         verdict = template.on_verdict
         after = verdict.prefix + verdict.labels[Label.BENIGN] + template.end_ids
         assert on.input_ids == template.opening_ids + plain_ids + after
@@ -353,9 +364,10 @@ def test_a_template_that_opens_the_think_block_itself(fresh_smol_tokenizer: Any,
     fresh_smol_tokenizer.chat_template = OPENS_THINK.replace("THINK", opening)
     template = GuardTemplate(fresh_smol_tokenizer, POLICY)
     assert template.think == NATIVE_THINK
-    root = template.row(guard_row(ORDINARY, "benign", REASON))
-    for child, think in zip(root.children, (template.think.empty, f"<think>\n{REASON}\n</think>\n\n"), strict=True):
-        answer = fresh_smol_tokenizer.decode(root.input_ids + child.input_ids).partition("assistant\n")[2]
+    read = template.prompt_segment(user(ORDINARY)).input_ids
+    completions = template.completions(guard_row(ORDINARY, "benign", REASON))
+    for child, think in zip(completions, (template.think.empty, f"<think>\n{REASON}\n</think>\n\n"), strict=True):
+        answer = fresh_smol_tokenizer.decode(read + child.input_ids).partition("assistant\n")[2]
         assert answer == f"{think}Verdict: benign<|im_end|>"
 
 
@@ -410,7 +422,7 @@ def test_a_sentencepiece_prompt_keeps_its_text_and_gains_no_power(sentencepiece:
 def test_sentencepiece_reasons_close_and_verdicts_are_forced_as_they_were_trained(sentencepiece: Any) -> None:
     template = GuardTemplate(sentencepiece, POLICY)
     for label in Label:
-        off, on = template.row(guard_row(ORDINARY, label, REASON)).children
+        off, on = template.completions(guard_row(ORDINARY, label, REASON))
         first = template.on_verdict.labels[label][0]
         assert first != template.on_verdict.labels[next(other for other in Label if other is not label)][0]
         assert off.input_ids[: len(template.off_verdict.prefix)] == template.off_verdict.prefix

@@ -62,8 +62,9 @@ def test_sdpa_blocks_are_the_mask_cut_into_whole_rows(roots: list[Segment], bloc
         start += size
     assert start == len(pack)
     assert rebuilt_TT.tolist() == naive_mask(roots, window)
-    assert root == (len(roots[0].input_ids) if len(roots) == 1 and roots[0].children else 0)
-    rows = list(roots[0].children) if root else roots
+    rows = [child for child in roots[0].children if len(child)] if len(roots) == 1 else []
+    assert root == (len(roots[0].input_ids) if rows else 0)
+    rows = rows or roots
     assert all(size >= block_tokens for size in sizes[:-1])
     assert all(size < block_tokens + max(map(len, rows)) for size in sizes)  # closed as soon as it is large enough
 

@@ -17,8 +17,8 @@ ROOT_IDS = [1, 2, 3]
 
 
 def rows_of_lengths(lengths: list[int]) -> list[Segment]:
-    """Row r holds only the token 100 + r, so that a pack tells which rows are in it."""
-    return [Segment([100 + row] * length, [0.0, *[1.0] * (length - 1)]) for row, length in enumerate(lengths)]
+    """Row r holds only the token 100 + r, so that a pack tells which rows are in it; its last one is only predicted."""
+    return [Segment([100 + row] * (length + 1), [0.0, *[1.0] * length]) for row, length in enumerate(lengths)]
 
 
 def stream(lengths: list[int], *, epochs: float = 1.0, multiple: int = 1, seed: int = 0, **arguments: object) -> PackStream:
