@@ -27,6 +27,7 @@ from guardtrain.overrides import build_recipe
 from guardtrain.types import GuardExample, prompt_text
 
 TURNS_OF_A_CHAT = 4
+PACK_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,6 @@ class Point:
     rows: int
     policy_tokens: int
     overrides: tuple[str, ...] = ()
-    pack_tokens: int = 2048  # more is slower on two cores: what no longer fits the caches costs more than the policy
 
 
 DUAL = ("task.modes=[off, on]",)
@@ -44,7 +44,7 @@ POINTS = {
     "both modes, policy 200": Point(32, 200, DUAL),
     "on, policy 200": Point(32, 200, ("task.modes=[on]",)),
     "off, policy 200": Point(32, 200, ("task.modes=[off]",)),
-    "both modes, policy 700": Point(16, 700, DUAL, pack_tokens=4096),
+    "both modes, policy 700": Point(16, 700, DUAL),
     "both modes, no policy": Point(32, 0, DUAL),
     "chat": Point(12, 0, ("task.kind=instruct",)),
     "both modes, policy 75": Point(32, 75, DUAL),
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--points", help="names separated by semicolons; all of them if not given")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--min-seconds", type=float, default=100.0, help="the quick contenders do more steps")
     parser.add_argument("--batch-sizes", default="4")
     parser.add_argument("--set", action="append", default=[], help="an override for every point: model.dtype=bfloat16")
     args = parser.parse_args()
@@ -75,10 +76,16 @@ def main() -> None:
             tree = {
                 "model": {"dtype": "float32"},
                 "data": {"train": [data], "max_prompt_tokens": 4096},
-                "train": {"pack_tokens": point.pack_tokens},
+                "train": {"pack_tokens": PACK_TOKENS},
             }
             recipe = build_recipe(tree, [*point.overrides, *args.set], name="step-time", where="step-time")
-            options = StepOptions(rows=point.rows, steps=args.steps, policy_tokens=point.policy_tokens, batch_sizes=sizes)
+            options = StepOptions(
+                rows=point.rows,
+                steps=args.steps,
+                min_seconds=args.min_seconds,
+                policy_tokens=point.policy_tokens,
+                batch_sizes=sizes,
+            )
             results = bench_step(recipe, options, console=console)
             console.print(results_table(results), results.get("speedup_over_best_peer"))
             append_point(args.out, {"point": name, **results})

@@ -224,7 +224,8 @@ def bench_step_time(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file: its rows, model and method.")],
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of one step.")] = 48,
-    steps: Annotated[int, typer.Option(min=2, help="Steps; the first warms up.")] = 3,
+    steps: Annotated[int, typer.Option(min=2, help="Steps at least; the first warms up.")] = 3,
+    min_seconds: Annotated[float, typer.Option(min=0, help="Every contender trains at least so long.")] = 0,
     policy_tokens: Annotated[int | None, typer.Option(min=0, help="Length of the shared policy; 0 for none.")] = None,
     batch_sizes: Annotated[str, typer.Option(help="For contenders that pad; each is tried.")] = "4",
     peer_pack_tokens: Annotated[int, typer.Option(min=1, help="Sequence length of peers that pack.")] = 1024,
@@ -242,6 +243,7 @@ def bench_step_time(
     options = StepOptions(
         rows=rows,
         steps=steps,
+        min_seconds=min_seconds,
         policy_tokens=policy_tokens,
         batch_sizes=_numbers("--batch-sizes", batch_sizes),
         peer_pack_tokens=peer_pack_tokens,

@@ -1,7 +1,7 @@
 """The contenders of a step-time benchmark, each on transformers' Trainer or a subclass of it.
 
 A step is one pass over all rows, however a contender cuts them into micro-batches, so losses and gradients of a step are
-comparable exactly. The first step gives the gradient.
+comparable exactly. The first step warms up and gives the gradient; what follows is timed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from guardtrain.model.load import load_model
 from guardtrain.train.trainer import PackTrainer
 
 WHOLE_EPOCH = 1_000_000  # micro-batches of a step: more than any epoch has, so the Trainer steps at its end
+MANY_STEPS = 1_000_000  # the clock ends a run
 
 
 @dataclass
@@ -44,8 +45,9 @@ class Record:
 class Task:
     """One contender's task.
 
-    dtype: what products are computed in. batch_size, peer_pack_tokens: of peers that pad, and of those that pack; longer packs
-    cost them attention over the whole pack. gradient_file: where the first step's gradient goes.
+    dtype: what products are computed in. steps, min_seconds: it trains until it has done as many steps and they have taken as
+    long. batch_size, peer_pack_tokens: of peers that pad, and of those that pack; longer packs cost them attention over the
+    whole pack. gradient_file: where the first step's gradient goes.
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class Task:
     tokenizer: Any
     dtype: torch.dtype
     steps: int
+    min_seconds: float
     batch_size: int
     peer_pack_tokens: int
     gradient_file: Path
@@ -63,7 +66,7 @@ def run_contender(name: str, task: Task) -> Record:
     """Train and record."""
     trainer, settings = CONTENDERS[name](task)
     record = Record(settings)
-    _listen(trainer, record, task.gradient_file)
+    _listen(trainer, record, task)
     trainer.train()
     if torch.cuda.is_available():
         record.peak_mib = torch.cuda.max_memory_allocated() // 2**20
@@ -177,7 +180,7 @@ def _arguments(task: Task, *, batch_size: int) -> dict[str, Any]:
         "output_dir": task.output_dir,
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": WHOLE_EPOCH,
-        "num_train_epochs": task.steps,
+        "num_train_epochs": MANY_STEPS,
         "learning_rate": task.recipe.train.learning_rate,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
@@ -194,7 +197,7 @@ def _arguments(task: Task, *, batch_size: int) -> dict[str, Any]:
     }
 
 
-def _listen(trainer: Any, record: Record, gradient_file: Path) -> None:
+def _listen(trainer: Any, record: Record, task: Task) -> None:
     """Take times at step boundaries, losses from what each micro-batch returns, and the first step's gradient."""
     inner = trainer.training_step
 
@@ -205,14 +208,14 @@ def _listen(trainer: Any, record: Record, gradient_file: Path) -> None:
         return loss
 
     trainer.training_step = training_step
-    trainer.add_callback(_Clock(record, gradient_file))
+    trainer.add_callback(_Clock(record, task))
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Step times; the gradient is written while the clock stands."""
+    """Step times, and when it is enough; the gradient is written while the clock stands."""
 
-    def __init__(self, record: Record, gradient_file: Path) -> None:
-        self.record, self.gradient_file, self.start = record, gradient_file, 0.0
+    def __init__(self, record: Record, task: Task) -> None:
+        self.record, self.task, self.start = record, task, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A new entry for the losses of the step's micro-batches."""
@@ -224,12 +227,14 @@ class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not type
         if state.global_step == 0:
             stopped = _now()
             named = kwargs["model"].named_parameters()
-            torch.save({name: p.grad.float().cpu() for name, p in named if p.grad is not None}, self.gradient_file)
+            torch.save({name: p.grad.float().cpu() for name, p in named if p.grad is not None}, self.task.gradient_file)
             self.start += _now() - stopped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step's time."""
-        self.record.seconds.append(_now() - self.start)
+        seconds = self.record.seconds
+        seconds.append(_now() - self.start)
+        control.should_training_stop = len(seconds) >= self.task.steps and sum(seconds) >= self.task.min_seconds
 
 
 def _now() -> float:
