@@ -24,6 +24,7 @@ from guardtrain.data.packing import Pack, Segment, layout, plan_packs
 from guardtrain.model.adapters import prepare_for_training
 from guardtrain.model.attention import attention_windows, choose_backend
 from guardtrain.model.load import load_model
+from guardtrain.train.memory import keep_freed_memory
 from guardtrain.train.trainer import PackTrainer
 
 WHOLE_EPOCH = 1_000_000  # micro-batches of a step: more than any epoch has, so the Trainer steps at its end
@@ -79,6 +80,8 @@ def guardtrain(task: Task) -> tuple[Any, dict[str, Any]]:
     """This project: tree packing."""
     recipe, work = task.recipe, task.work
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     backend, _ = choose_backend(recipe.model.attention, device=device, dtype=task.dtype)
     model = _model(task, backend.registered_name)
     windows, budget = attention_windows(model.config), recipe.train.pack_tokens

@@ -1,8 +1,9 @@
 """The loss: a weighted sum over supervised tokens. Who divides by what is the trainer's business.
 
-The output layer runs on supervised positions only, a chunk of them at a time, and gives up a chunk's logits before the next:
-memory does not grow with vocabulary times tokens. The layer is asked through its own `forward`, inside the model's call, so
-whatever sits on it (LoRA, quantised weights, the hooks of ZeRO-3) does its work.
+The output layer runs on supervised positions only, a chunk of them at a time, and a chunk's gradients are computed before the
+next, so that its logits can go: memory does not grow with vocabulary times tokens, and nothing is computed twice. The layer is
+asked through its own `forward`, inside the model's call, so whatever sits on it (LoRA, quantised weights, the hooks of ZeRO-3)
+does its work.
 
 Shape suffixes: N supervised tokens, V vocabulary, D hidden size.
 """
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 # One chunk of float32 logits: 128 MiB, 683 tokens of SmolLM2's vocabulary, 220 of Qwen3's.
 CHUNK_ELEMENTS = 2**25
@@ -69,7 +69,7 @@ def loss_in_head(head: torch.nn.Module, targets_N: torch.Tensor, weights_N: torc
         if hidden_1ND.is_cuda and type(head) is torch.nn.Linear and importlib.util.find_spec("liger_kernel"):
             loss = _liger_loss(head, hidden_1ND[0], targets_N, weights_N)
         else:
-            loss = chunked_loss(logits_of, hidden_1ND[0], targets_N, weights_N, chunk_tokens=chunk_tokens(head))
+            loss = chunked_loss(head, logits_of, hidden_1ND[0], targets_N, weights_N, chunk_tokens=chunk_tokens(head))
         return loss.reshape(1, 1, 1)
 
     head.forward = forward
@@ -88,6 +88,7 @@ def chunk_tokens(head: torch.nn.Module) -> int:
 
 
 def chunked_loss(
+    head: torch.nn.Module,
     logits_of: Callable[[torch.Tensor], torch.Tensor],
     hidden_ND: torch.Tensor,
     targets_N: torch.Tensor,
@@ -95,16 +96,54 @@ def chunked_loss(
     *,
     chunk_tokens: int,
 ) -> torch.Tensor:
-    """`weighted_nll_sum` with at most `chunk_tokens` rows of logits alive; several chunks are computed again for the gradient."""
+    """`weighted_nll_sum` of `logits_of(hidden_ND)` with at most `chunk_tokens` rows of logits alive.
+
+    head: whose trained weights `logits_of` uses.
+    """
 
     def loss_of(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return weighted_nll_sum(logits_of(hidden), targets, weights)
 
     chunks = list(zip(*(torch.split(tensor, chunk_tokens) for tensor in (hidden_ND, targets_N, weights_N)), strict=True))
-    if len(chunks) == 1:
-        return loss_of(*chunks[0])
-    losses = [checkpoint(loss_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return torch.stack(losses).sum()
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        return torch.stack([loss_of(*chunk) for chunk in chunks]).sum()
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    loss: torch.Tensor = _LossWithGradients.apply(hidden_ND, loss_of, chunks, *trained)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LossWithGradients(torch.autograd.Function):
+    """The sum over chunks, whose gradients are computed at once, while a chunk's logits are there, and scaled in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        loss_of: Callable[..., torch.Tensor],
+        chunks: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        *trained: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns a scalar."""
+        total = torch.zeros((), device=hidden_ND.device)
+        hidden_gradients: list[torch.Tensor] = []
+        sums: list[torch.Tensor | None] = [None] * len(trained)
+        for hidden, targets, weights in chunks:
+            with torch.enable_grad():
+                leaf = hidden.detach().requires_grad_()
+                loss = loss_of(leaf, targets, weights)
+            for_hidden, *for_trained = torch.autograd.grad(loss, [leaf, *trained])
+            total += loss.detach()
+            hidden_gradients.append(for_hidden)
+            sums = [new if old is None else old.add_(new) for old, new in zip(sums, for_trained, strict=True)]
+        ctx.save_for_backward(torch.cat(hidden_gradients), *sums)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The kept gradients times the loss's own."""
+        # In float32: the loss's own gradient is one number, and rounding it would scale everything.
+        hidden_ND, *trained = ((kept.float() * grad).to(kept.dtype) for kept in ctx.saved_tensors)
+        return (hidden_ND, None, None, *trained)
 
 
 def _liger_loss(head: torch.nn.Linear, hidden_ND: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ from guardtrain.model.loss import chunkable_head, pack_loss_sum
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopOnInterrupt
 from guardtrain.train.folder import RunFolder, RunState
+from guardtrain.train.memory import keep_freed_memory
 from guardtrain.train.rows import Rows, Template, build_stream, build_template, build_tree, load_rows, measured_rows, watch_slice
 from guardtrain.train.stream import PackStream
 from guardtrain.train.trainer import PackTrainer
@@ -191,6 +192,8 @@ def _train_and_measure(job: Job, *, resume: bool, console: Console) -> Outcome:
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     loss_before = _held_out_loss(job)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = _training_summary(job, trainer, time.perf_counter() - start)

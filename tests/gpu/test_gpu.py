@@ -138,7 +138,7 @@ def test_ligers_loss_equals_ours() -> None:
     hidden = torch.randn(300, 64, device="cuda", requires_grad=True)
     targets = torch.randint(1000, (300,), device="cuda")
     weights = torch.tensor([1.0, 10.0], device="cuda")[torch.randint(2, (300,), device="cuda")]
-    expected = chunked_loss(head.forward, hidden, targets, weights, chunk_tokens=64)
+    expected = chunked_loss(head, head.forward, hidden, targets, weights, chunk_tokens=64)
     with loss_in_head(head, targets, weights):
         found = head(hidden[None]).sum()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
@@ -154,5 +154,5 @@ def test_memory_does_not_grow_with_vocabulary_times_tokens() -> None:
     targets, weights = torch.randint(151_936, (2048,), device="cuda"), torch.ones(2048, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    chunked_loss(head.forward, hidden, targets, weights, chunk_tokens=loss_module.chunk_tokens(head)).backward()
+    chunked_loss(head, head.forward, hidden, targets, weights, chunk_tokens=loss_module.chunk_tokens(head)).backward()
     assert torch.cuda.max_memory_allocated() - before < 700 * 2**20

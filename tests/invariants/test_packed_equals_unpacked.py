@@ -196,9 +196,11 @@ def test_random_trees(backend: str, roots: list[Segment]) -> None:
     found, gradient = gradients(model, iter([packed_loss(model, once, backend)]))
     expected_loss, expected = gradients(model, (unpacked_loss(model, row) for row in counted_once(roots)))
     assert found == pytest.approx(expected_loss, rel=MAX_RELATIVE_ERROR)
+    whole = torch.stack([value.norm() for value in expected.values()]).norm()
     for name, value in expected.items():
         error = (gradient[name] - value).norm()
-        assert error <= MAX_RELATIVE_ERROR * value.norm() + 1e-6, name  # a lone token's queries have a gradient of zero
+        # A lone token's queries have a gradient of zero, but for what rounding of the rest leaves.
+        assert error <= MAX_RELATIVE_ERROR * value.norm() + 1e-7 * whole, name
 
 
 def counted_once(roots: list[Segment]) -> Iterator[Segment]:

@@ -64,7 +64,8 @@ BACKENDS: dict[BackendName, Backend] = {
 def choose_backend(name: Literal["auto"] | BackendName, *, device: str, dtype: torch.dtype) -> tuple[Backend, str]:
     """The backend of a recipe and why: `auto` takes flex where its kernels can be compiled, else sdpa.
 
-    device: "cuda" or "cpu". Raises ConfigError when the named backend cannot train there.
+    `flash` takes the newest kernels that are installed, for the whole process. device: "cuda" or "cpu". Raises ConfigError
+    when the named backend cannot train there.
     """
     if name == "auto":
         if device == "cuda" and importlib.util.find_spec("triton") is not None:
@@ -76,7 +77,8 @@ def choose_backend(name: Literal["auto"] | BackendName, *, device: str, dtype: t
     if name == "flash" and dtype not in {torch.float16, torch.bfloat16}:
         expected = "model.dtype bfloat16 or float16"
         raise ConfigError("flash-attention computes in half precision only", where="model.attention", expected=expected)
-    return BACKENDS[name], "as the recipe says"
+    why = "as the recipe says"
+    return BACKENDS[name], f"{why}; {flash.use_newest_kernels()}" if name == "flash" else why
 
 
 def attention_windows(config: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Backend `flash`: the flash-attention kernels that torch brings (version 2, or 3 and 4 where installed).
+"""Backend `flash`: the flash-attention kernels that torch brings (version 2), or flash-attn's 3 and 4 where installed.
 
 They know sequences, not trees. So each token attends in several calls, and the parts are merged:
 
@@ -15,13 +15,44 @@ Shape suffixes: H heads, T tokens of the pack, Q and K tokens that look and are 
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import activate_flash_attention_impl
 
 from guardtrain.errors import ModelError
 from guardtrain.model.attention.tree import Tree, bounds, longest_path
+
+# What torch calls the newer kernels, best first, by the major compute capability that they are written for.
+NEWER_KERNELS = {9: ("FA3", "FA4"), 10: ("FA4",)}
+MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
+
+
+def use_newest_kernels() -> str:
+    """Put the newest kernels that are installed for this GPU in the place of torch's own; says which are in use now."""
+    wanted = newest_kernels(torch.cuda.get_device_capability()[0], _is_installed)
+    if wanted is None:
+        return "torch's own kernels"
+    try:
+        activate_flash_attention_impl(wanted)
+    except (ImportError, OSError, RuntimeError) as error:  # built for another torch, or without a backward
+        return f"torch's own kernels, {wanted} does not load: {str(error).splitlines()[0]}"
+    return f"the kernels of {wanted}"
+
+
+def newest_kernels(capability: int, is_installed: Callable[[str], bool]) -> str | None:
+    """The best of NEWER_KERNELS for a GPU of this major compute capability, None for torch's own."""
+    return next((name for name in NEWER_KERNELS.get(capability, ()) if is_installed(MODULES[name])), None)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # its parent is missing
+        return False
 
 
 def plan(tree: Tree, windows: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -93,6 +93,30 @@ def test_most_of_a_guard_pack_is_empty_blocks() -> None:
     assert mixed_QK.sum() == 2 + 30
 
 
+@pytest.mark.parametrize(
+    ("capability", "installed", "expected"),
+    [
+        (9, {"flash_attn_interface", "flash_attn.cute"}, "FA3"),
+        (9, {"flash_attn.cute"}, "FA4"),
+        (10, {"flash_attn_interface", "flash_attn.cute"}, "FA4"),
+        (10, {"flash_attn_interface"}, None),
+        (8, {"flash_attn_interface", "flash_attn.cute"}, None),
+        (9, set(), None),
+    ],
+)
+def test_flash_takes_the_newest_kernels_of_the_gpu(capability: int, installed: set[str], expected: str | None) -> None:
+    assert flash.newest_kernels(capability, installed.__contains__) == expected
+
+
+@pytest.mark.parametrize("name", flash.MODULES)
+def test_flash_keeps_torchs_kernels_and_says_why_newer_ones_do_not_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is not there, whatever `newest_kernels` was told: torch itself refuses."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10 if name == "FA4" else 9, 0))
+    assert flash.use_newest_kernels() == "torch's own kernels"
+    monkeypatch.setattr(flash, "_is_installed", flash.MODULES[name].__eq__)
+    assert flash.use_newest_kernels().startswith(f"torch's own kernels, {name} does not load: No module named 'flash_attn")
+
+
 # --- attention
 
 
@@ -191,7 +215,8 @@ def test_the_choice_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("auto", device="cuda") == (BACKENDS["sdpa"], "chosen: triton is not installed")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert choose("auto", device="cuda")[0] is BACKENDS["flex"]
-    assert choose("flash", device="cuda")[0] is BACKENDS["flash"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert choose("flash", device="cuda") == (BACKENDS["flash"], "as the recipe says; torch's own kernels")
 
 
 @pytest.mark.parametrize("name", ["flex", "flash"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -29,29 +30,57 @@ def test_a_weighted_sum_by_hand() -> None:
 def test_chunks_change_neither_loss_nor_gradients(chunk: int, inputs: Any) -> None:
     hidden_ND, targets_N, weights_N = inputs
     head = torch.nn.Linear(HIDDEN, VOCABULARY)
-    found = chunked_loss(head, hidden_ND, targets_N, weights_N, chunk_tokens=chunk)
-    expected = weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
+    # Scaled, as the trainer divides by the weight of a step.
+    found = 0.3 * chunked_loss(head, head, hidden_ND, targets_N, weights_N, chunk_tokens=chunk)
+    expected = 0.3 * weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
     torch.testing.assert_close(found, expected)
     wanted = (hidden_ND, head.weight, head.bias)
     for value, right in zip(torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True):
         torch.testing.assert_close(value, right)
 
 
-def test_no_more_logits_than_one_chunk_are_kept_for_the_backward(inputs: Any) -> None:
+class Kept:
+    """What autograd keeps of a tensor until it lets go."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_no_more_logits_than_one_chunk_are_kept_at_any_time() -> None:
+    tokens, vocabulary, chunk = 200, 10_000, 4
+    hidden_ND = torch.randn(tokens, HIDDEN, requires_grad=True)
+    targets_N, weights_N = torch.randint(vocabulary, (tokens,)), torch.rand(tokens)
+    head = torch.nn.Linear(HIDDEN, vocabulary, bias=False)
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+    peak = 0
+
+    def note(tensor: torch.Tensor) -> Kept:
+        nonlocal peak
+        kept = Kept(tensor)
+        alive.add(kept)
+        peak = max(peak, sum(other.tensor.numel() for other in alive))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept.tensor):
+        in_chunks = chunked_loss(head, head, hidden_ND, targets_N, weights_N, chunk_tokens=chunk)
+        peak_in_chunks = peak
+        whole = weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
+    torch.testing.assert_close(in_chunks, whole)
+    # Two of a chunk's size, the weights, and afterwards the gradients of weights and hidden states.
+    assert peak_in_chunks < 2 * chunk * vocabulary + 2 * head.weight.numel() + 2 * hidden_ND.numel()
+    assert peak > tokens * vocabulary
+
+
+def test_frozen_weights_and_no_gradient_at_all(inputs: Any) -> None:
     hidden_ND, targets_N, weights_N = inputs
-    head = torch.nn.Linear(HIDDEN, 10_000)
-    kept: list[int] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        chunked_loss(head, hidden_ND, targets_N, weights_N, chunk_tokens=4)
-        in_chunks = sum(kept)
-        weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
-    assert in_chunks < 4 * 10_000
-    assert sum(kept) - in_chunks > TOKENS * 10_000
+    head = torch.nn.Linear(HIDDEN, VOCABULARY).requires_grad_(False)
+    found = chunked_loss(head, head, hidden_ND, targets_N, weights_N, chunk_tokens=4)
+    expected = weighted_nll_sum(head(hidden_ND), targets_N, weights_N)
+    wanted, right = (torch.autograd.grad(loss, hidden_ND)[0] for loss in (found, expected))
+    torch.testing.assert_close(wanted, right)
+    assert head.weight.grad is None
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_loss(head, head, hidden_ND, targets_N, weights_N, chunk_tokens=4), expected)
 
 
 def test_the_size_of_a_chunk() -> None:

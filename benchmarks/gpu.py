@@ -1,0 +1,262 @@
+"""Everything that is measured on one GPU, in one run: speed beside peers, utilisation, a long run, memory, where time goes.
+
+    python benchmarks/gpu.py --shared ../shared --out benchmarks/results/gpu.json
+
+The model has the geometry of Qwen3-0.6B, random weights and Qwen3's real tokenizer: speed does not depend on what is in the
+weights. A part that fails is recorded with its error, and the others go on. `--tiny` is a rehearsal without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import describe_environment
+from rich.console import Console
+from step_time import real_rows, write_guards
+
+from guardtrain.bench.step import StepOptions, bench_step, results_table
+from guardtrain.bench.work import policy_of_length
+from guardtrain.config import Recipe
+from guardtrain.model.load import load_tokenizer
+from guardtrain.overrides import build_recipe
+from guardtrain.train.run import build_job, training_arguments
+from guardtrain.train.trainer import PackTrainer
+
+QWEN3_06B: dict[str, Any] = {
+    "vocab_size": 151_936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+    "rope_theta": 1_000_000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+TINY = {**QWEN3_06B, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY |= {"num_key_value_heads": 1, "head_dim": 16}
+
+# Dense bfloat16 products, operations a second, from NVIDIA's data sheets.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+POLICY_TOKENS = 200
+ROWS_OF_THE_LONG_RUN, EPOCHS_OF_THE_LONG_RUN = 8000, 3
+
+
+def main() -> None:
+    """Run the parts one after the other; the file is written after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the real data and tokenizers")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", help="names separated by commas; all of them if not given")
+    parser.add_argument("--tiny", action="store_true", help="rehearse with a tiny model and few rows")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # this process is that part's
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part:
+        print(json.dumps(PARTS[args.part](args.work, args.tiny)))
+        return
+    names = args.parts.split(",") if args.parts else list(PARTS)
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"unknown parts {unknown}, expected some of {list(PARTS)}")
+    results = {"command": shlex.join(["python", *sys.argv]), "environment": describe_environment(), "parts": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        write_guards(real_rows(args.shared / "data"), work)
+        make_model(work / "model", args.shared / "tokenizers" / "qwen3", TINY if args.tiny else QWEN3_06B)
+        policy = policy_of_length(load_tokenizer(str(work / "model")), Recipe().task.policy, POLICY_TOKENS)
+        (work / "policy.txt").write_text(policy)
+        for name in names:
+            results["parts"][name] = in_process(name, work, args.tiny)
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def make_model(folder: Path, tokenizer: Path, geometry: dict[str, Any]) -> None:
+    """A Qwen3 of this geometry with random weights, saved as anyone's model is."""
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(**geometry)).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def in_process(name: str, work: Path, is_tiny: bool) -> dict[str, Any]:
+    """One part's figures from a process of its own, so that its peak memory is its own; or its error."""
+    command = [sys.executable, __file__, "--out", "-", "--work", str(work), "--part", name, *(["--tiny"] if is_tiny else [])]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    sys.stderr.write(done.stderr[-4000:])
+    figures = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-2000:]}
+    print(f"{name}: {time.perf_counter() - start:.0f} s", {k: v for k, v in figures.items() if k != "profile"}, file=sys.stderr)
+    return {**figures, "seconds_of_the_part": round(time.perf_counter() - start, 1)}
+
+
+# --- parts
+
+
+def step_time(work: Path, is_tiny: bool, method: str) -> dict[str, Any]:
+    """Both modes behind a policy of 200 tokens, beside TRL padded and packed and the plain Trainer."""
+    options = StepOptions(
+        rows=16 if is_tiny else 256,
+        steps=4,
+        min_seconds=0 if is_tiny else 10,
+        policy_tokens=POLICY_TOKENS,
+        batch_sizes=(4,) if is_tiny else (16, 64),
+        peer_pack_tokens=1024 if is_tiny else 8192,
+    )
+    results = bench_step(recipe(work, method, pack_tokens=1024 if is_tiny else 16_384), options, console=Console(stderr=True))
+    Console(stderr=True).print(results_table(results))
+    return results
+
+
+def utilisation(work: Path, is_tiny: bool) -> dict[str, Any]:
+    """Model FLOPs utilisation of full tuning for each backend and pack size: computed tokens only, nothing counted twice."""
+    figures = {}
+    for backend in ("sdpa",) if is_tiny else ("flex", "flash", "sdpa"):
+        for pack_tokens in (1024,) if is_tiny else (8192, 16_384, 32_768):
+            trainer = trainer_of(recipe(work, "full", pack_tokens=pack_tokens, attention=backend, max_steps=3 if is_tiny else 12))
+            figures[f"{backend}, {pack_tokens}"] = measured(trainer)
+    return figures
+
+
+def long_run(work: Path, is_tiny: bool) -> dict[str, Any]:
+    """Seconds of training for 8,000 rows in both modes, three epochs: the real rows, repeated until there are as many."""
+    num_rows, epochs = (200, 1) if is_tiny else (ROWS_OF_THE_LONG_RUN, EPOCHS_OF_THE_LONG_RUN)
+    reasoned = sum(1 for _ in (work / "guards.jsonl").open())
+    weight = num_rows / reasoned
+    trainer = trainer_of(recipe(work, "full", pack_tokens=1024 if is_tiny else 16_384, weight=weight, epochs=epochs))
+    return {"rows": num_rows, "epochs": epochs, **measured(trainer)}
+
+
+def qlora_memory(work: Path, is_tiny: bool) -> dict[str, Any]:
+    """Peak memory of QLoRA at a pack of 4,096 tokens, with gradient checkpointing as in the recipe and without."""
+    figures = {}
+    for checkpointing in (True, False):
+        values = {"pack_tokens": 4096, "gradient_checkpointing": checkpointing, "max_steps": 3}
+        trainer = trainer_of(recipe(work, "qlora", **values))
+        figures["gradient checkpointing" if checkpointing else "all activations kept"] = measured(trainer)
+    return figures
+
+
+def where_time_goes(work: Path, is_tiny: bool) -> dict[str, Any]:
+    """The operations of one step of full tuning that take most of its time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    trainer = trainer_of(recipe(work, "full", pack_tokens=1024 if is_tiny else 16_384, max_steps=6))
+    trainer.train()
+    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
+    device = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    with profile(activities=[ProfilerActivity.CPU, *device]) as seen:
+        trainer.training_step(trainer.model, inputs)
+        synchronize()
+    key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return {"profile": seen.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60).splitlines()}
+
+
+PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
+    "qlora memory": qlora_memory,
+    "utilisation": utilisation,
+    "long run": long_run,
+    "step time, full": lambda work, is_tiny: step_time(work, is_tiny, "full"),
+    "step time, qlora": lambda work, is_tiny: step_time(work, is_tiny, "qlora"),
+    "where time goes": where_time_goes,
+}
+
+
+# --- what the parts share
+
+
+def recipe(work: Path, method: str, *, attention: str = "auto", weight: float = 1.0, **train: Any) -> Recipe:
+    """Both modes of every real row, every reason trained; nothing saved or watched on the way."""
+    tree = {
+        "model": {"name": str(work / "model"), "method": method, "attention": attention, "dtype": "bfloat16"},
+        "task": {"modes": ["off", "on"], "on_share": 1.0, "policy": (work / "policy.txt").read_text()},
+        "data": {"train": [{"path": str(work / "guards.jsonl"), "weight": weight}], "max_prompt_tokens": 4096},
+        "train": {"watch_steps": 0, "log_steps": 1000, "save_steps": 1_000_000, **train},
+        "output": {"dir": str(work / "run")},
+    }
+    return build_recipe(tree, [], name="gpu", where="gpu")
+
+
+def trainer_of(wanted: Recipe) -> PackTrainer:
+    """The trainer that `guardtrain train` would use, without checkpoints."""
+    job = build_job(wanted)
+    arguments = dataclasses.replace(training_arguments(job), save_strategy="no")
+    return PackTrainer(model=job.model, args=arguments, train_dataset=job.stream, data_collator=job.collator, keep_checkpoints=1)
+
+
+def measured(trainer: PackTrainer) -> dict[str, Any]:
+    """Train; speed after the first third of the steps, where kernels are compiled, and the peak of the device's memory."""
+    from transformers import TrainerCallback
+
+    times: list[tuple[float, int]] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """When each step ended, and how many tokens had been computed."""
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            synchronize()
+            times.append((time.perf_counter(), trainer.computed_tokens))
+
+    trainer.add_callback(Clock())
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    (then, tokens_then), (now, tokens_now) = times[len(times) // 3], times[-1]
+    rate = (tokens_now - tokens_then) / (now - then)
+    return {
+        "steps": len(times),
+        "seconds": round(seconds, 2),
+        "computed_tokens": trainer.computed_tokens,
+        "tokens_per_second": round(rate, 1),
+        "peak_mib": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None,
+        "attention": trainer.model.config._attn_implementation,
+        "model_flops_utilisation": model_flops_utilisation(trainer, rate),
+    }
+
+
+def model_flops_utilisation(trainer: PackTrainer, tokens_per_second: float) -> float | None:
+    """Operations of the model's own mathematics, forward and backward, over what the GPU could do; None on an unknown GPU.
+
+    Counted: 6 for each weight of a layer and token, 6 for each weight of the head and supervised token, 12 for each pair of
+    tokens that see each other and each dimension of a head. Recomputing and masked-out scores do not count (as in PaLM,
+    https://arxiv.org/abs/2204.02311, appendix B).
+    """
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    peak = next((value for gpu, value in PEAK_FLOPS.items() if gpu in name), None)
+    if peak is None:
+        return None
+    config, packs = trainer.model.config, [trainer.train_dataset[index] for index in range(min(8, len(trainer.train_dataset)))]
+    tokens = sum(len(pack) for pack in packs)
+    supervised = sum(len(pack.targets_N) for pack in packs)
+    # A token sees its path: as many tokens as its position, and itself.
+    pairs = sum(int(pack.position_ids_T.sum()) + len(pack) for pack in packs)
+    head = config.vocab_size * config.hidden_size
+    in_layers = sum(p.numel() for n, p in trainer.model.named_parameters() if "layers." in n)
+    dimensions = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    operations = 6 * in_layers * tokens + 6 * head * supervised + 12 * dimensions * pairs
+    return round(operations / tokens * tokens_per_second / peak, 4)
+
+
+def synchronize() -> None:
+    """Wait for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
