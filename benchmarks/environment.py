@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "trl", "bitsandbytes", "scikit-learn")
+PACKAGES += ("triton", "liger-kernel", "flash-attn")
 
 
 def describe_environment() -> dict[str, Any]:

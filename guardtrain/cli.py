@@ -229,6 +229,8 @@ def bench_step_time(
     policy_tokens: Annotated[int | None, typer.Option(min=0, help="Length of the shared policy; 0 for none.")] = None,
     batch_sizes: Annotated[str, typer.Option(help="For contenders that pad; each is tried.")] = "4",
     peer_pack_tokens: Annotated[int, typer.Option(min=1, help="Sequence length of peers that pack.")] = 1024,
+    peer_attention: Annotated[str, typer.Option(help="How peers compute attention: sdpa, flex_attention …")] = "sdpa",
+    peer_liger: Annotated[bool, typer.Option("--peer-liger", help="Put Liger's kernels into the peers (GPU).")] = False,
     contenders: Annotated[str | None, typer.Option(help="guardtrain,trl-padded,trl-packed,trainer or some of them.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the figures here.")] = None,
     as_json: AsJson = False,
@@ -247,6 +249,8 @@ def bench_step_time(
         policy_tokens=policy_tokens,
         batch_sizes=_numbers("--batch-sizes", batch_sizes),
         peer_pack_tokens=peer_pack_tokens,
+        peer_attention=peer_attention,
+        peer_liger=peer_liger,
         contenders=tuple(contenders.split(",")) if contenders else tuple(CONTENDERS),
     )
     results = bench_step(load_recipe(recipe, overrides or []), options, console=console)

@@ -24,6 +24,7 @@ from guardtrain.data.packing import Pack, Segment, layout, plan_packs
 from guardtrain.model.adapters import prepare_for_training
 from guardtrain.model.attention import attention_windows, choose_backend
 from guardtrain.model.load import load_model
+from guardtrain.model.loss import loss_kernel
 from guardtrain.train.memory import keep_freed_memory
 from guardtrain.train.trainer import PackTrainer
 
@@ -48,7 +49,8 @@ class Task:
 
     dtype: what products are computed in. steps, min_seconds: it trains until it has done as many steps and they have taken as
     long. batch_size, peer_pack_tokens: of peers that pad, and of those that pack; longer packs cost them attention over the
-    whole pack. gradient_file: where the first step's gradient goes.
+    whole pack. peer_attention, peer_liger: how peers compute attention, and whether Liger's kernels replace their layers.
+    gradient_file: where the first step's gradient goes.
     """
 
     recipe: Recipe
@@ -59,6 +61,8 @@ class Task:
     min_seconds: float
     batch_size: int
     peer_pack_tokens: int
+    peer_attention: str
+    peer_liger: bool
     gradient_file: Path
     output_dir: str
 
@@ -80,9 +84,8 @@ def guardtrain(task: Task) -> tuple[Any, dict[str, Any]]:
     """This project: tree packing."""
     recipe, work = task.recipe, task.work
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        keep_freed_memory()
-    backend, _ = choose_backend(recipe.model.attention, device=device, dtype=task.dtype)
+    keeps_memory = device == "cpu" and keep_freed_memory()
+    backend, why = choose_backend(recipe.model.attention, device=device, dtype=task.dtype)
     model = _model(task, backend.registered_name)
     windows, budget = attention_windows(model.config), recipe.train.pack_tokens
     packs = FixedPacks(work, budget, recipe.train.seed)
@@ -93,19 +96,24 @@ def guardtrain(task: Task) -> tuple[Any, dict[str, Any]]:
         data_collator=Collator(lambda pack: backend.plan(pack, windows), budget if backend.needs_fixed_length else 1),
         keep_checkpoints=1,
     )
-    return trainer, {"attention": backend.name, "pack_tokens": budget, "packs": len(packs)}
+    settings = {"attention": f"{backend.name} ({why})", "pack_tokens": budget, "packs": len(packs)}
+    return trainer, settings | {"keeps_freed_memory": keeps_memory, "loss": loss_kernel(trainer.model.get_output_embeddings())}
 
 
 def plain_trainer(task: Task) -> tuple[Any, dict[str, Any]]:
     """transformers' Trainer, samples of like length padded together, logits of every position."""
     trainer = Trainer(
-        model=_model(task, "sdpa"),
-        args=TrainingArguments(**_arguments(task, batch_size=task.batch_size), train_sampling_strategy="group_by_length"),
+        model=_model(task, task.peer_attention),
+        args=TrainingArguments(
+            **_arguments(task, batch_size=task.batch_size),
+            train_sampling_strategy="group_by_length",
+            use_liger_kernel=task.peer_liger,
+        ),
         train_dataset=_dataset(task),
         data_collator=DataCollatorForSeq2Seq(task.tokenizer, label_pad_token_id=IGNORED),
         processing_class=task.tokenizer,
     )
-    return trainer, {"batch_size": task.batch_size}
+    return trainer, {"batch_size": task.batch_size, **_settings_of_peers(task)}
 
 
 def trl_padded(task: Task) -> tuple[Any, dict[str, Any]]:
@@ -123,17 +131,22 @@ def _trl(task: Task, settings: dict[str, Any], **changes: Any) -> tuple[Any, dic
     from trl import SFTConfig, SFTTrainer
 
     trainer = SFTTrainer(
-        model=_model(task, "sdpa"),
+        model=_model(task, task.peer_attention),
         args=SFTConfig(
             **_arguments(task, batch_size=settings["batch_size"]),
             max_length=settings.get("max_length"),
             shuffle_dataset=False,
+            use_liger_kernel=task.peer_liger,
             **changes,
         ),
         train_dataset=_dataset(task),
         processing_class=task.tokenizer,
     )
-    return trainer, settings
+    return trainer, settings | _settings_of_peers(task)
+
+
+def _settings_of_peers(task: Task) -> dict[str, Any]:
+    return {"attention": task.peer_attention, "liger": task.peer_liger}
 
 
 CONTENDERS: dict[str, Callable[[Task], tuple[Any, dict[str, Any]]]] = {
@@ -220,10 +233,13 @@ class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not type
     def __init__(self, record: Record, task: Task) -> None:
         self.record, self.task, self.start = record, task, 0.0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock: what is collated, planned and copied before a step's first forward is the step's too."""
+        self.start = _now()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A new entry for the losses of the step's micro-batches."""
         self.record.losses.append(0.0)
-        self.start = _now()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the first gradient."""
@@ -235,8 +251,9 @@ class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not type
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step's time."""
-        seconds = self.record.seconds
-        seconds.append(_now() - self.start)
+        seconds, now = self.record.seconds, _now()
+        seconds.append(now - self.start)
+        self.start = now
         control.should_training_stop = len(seconds) >= self.task.steps and sum(seconds) >= self.task.min_seconds
 
 

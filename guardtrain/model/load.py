@@ -76,7 +76,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bool = False, attention: str = "sdpa") -> Any:
     """The causal language model of `config`, on the CPU in `weights_dtype`, not yet prepared for training.
 
-    attention: "sdpa" for inference, `guardtrain.model.attention.NAME` for training on packs.
+    attention: "sdpa" for inference, a backend's `registered_name` for training on packs.
     quantized: load as 4-bit NF4 with double quantisation (bitsandbytes), computing in `weights_dtype`.
     Raises ModelError when it cannot be had.
     """
@@ -96,6 +96,10 @@ def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bo
         missing = sorted(loaded["missing_keys"])
         found = f"{len(missing)} missing, {missing[0]} among them"
         raise ModelError("the model's weights are incomplete", where=config.name, expected="every weight", found=found)
+    if attention != "sdpa" and not model.is_backend_compatible():
+        # It would compute attention in its own way and see all rows of a pack.
+        found = type(model).__name__
+        raise ModelError("the model's attention cannot be replaced by tree attention", where=config.name, found=found)
     model.config.use_cache = False
     return model
 

@@ -3,7 +3,7 @@
 The output layer runs on supervised positions only, a chunk of them at a time, and a chunk's gradients are computed before the
 next, so that its logits can go: memory does not grow with vocabulary times tokens, and nothing is computed twice. The layer is
 asked through its own `forward`, inside the model's call, so whatever sits on it (LoRA, quantised weights, the hooks of ZeRO-3)
-does its work.
+does its work. Models that change their logits behind the layer (AFTER_THE_HEAD) keep them whole.
 
 Shape suffixes: N supervised tokens, V vocabulary, D hidden size.
 """
@@ -13,13 +13,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
-# One chunk of float32 logits: 128 MiB, 683 tokens of SmolLM2's vocabulary, 220 of Qwen3's.
+# One chunk of float32 logits: 128 MiB, 682 tokens of SmolLM2's vocabulary, 220 of Qwen3's.
 CHUNK_ELEMENTS = 2**25
+# Where the layer itself trains, every chunk adds a gradient of the layer's size: memory traffic must not outweigh the products.
+CHUNK_TOKENS_OF_A_TRAINED_HEAD = 1024
 
 # What some models do to their logits after the output layer, by the name in their config.
 AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -66,7 +69,7 @@ def loss_in_head(head: torch.nn.Module, targets_N: torch.Tensor, weights_N: torc
     logits_of, replaced = head.forward, head.__dict__.get("forward")
 
     def forward(hidden_1ND: torch.Tensor) -> torch.Tensor:
-        if hidden_1ND.is_cuda and type(head) is torch.nn.Linear and importlib.util.find_spec("liger_kernel"):
+        if isinstance(head, torch.nn.Linear) and hidden_1ND.is_cuda and loss_kernel(head) == "liger":
             loss = _liger_loss(head, hidden_1ND[0], targets_N, weights_N)
         else:
             loss = chunked_loss(head, logits_of, hidden_1ND[0], targets_N, weights_N, chunk_tokens=chunk_tokens(head))
@@ -81,10 +84,18 @@ def loss_in_head(head: torch.nn.Module, targets_N: torch.Tensor, weights_N: torc
             head.forward = replaced
 
 
+def loss_kernel(head: torch.nn.Module) -> Literal["liger", "chunks"]:
+    """What computes the loss on a GPU; on a CPU it is always chunks."""
+    has_liger = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
+    return "liger" if has_liger and type(head) is torch.nn.Linear else "chunks"
+
+
 def chunk_tokens(head: torch.nn.Module) -> int:
-    """Tokens whose logits fit one chunk."""
+    """Tokens whose logits are alive at a time."""
     vocabulary: int = getattr(head, "out_features", 2**17)
-    return max(1, CHUNK_ELEMENTS // vocabulary)
+    fitting = max(1, CHUNK_ELEMENTS // vocabulary)
+    is_trained = any(parameter.requires_grad for parameter in head.parameters())
+    return max(fitting, CHUNK_TOKENS_OF_A_TRAINED_HEAD) if is_trained else fitting
 
 
 def chunked_loss(
@@ -98,7 +109,9 @@ def chunked_loss(
 ) -> torch.Tensor:
     """`weighted_nll_sum` of `logits_of(hidden_ND)` with at most `chunk_tokens` rows of logits alive.
 
-    head: whose trained weights `logits_of` uses.
+    head: whose trained weights `logits_of` uses. Several chunks hold their summed gradient, as large as those weights, until the
+    backward. In float16 they are computed again there instead: only then is the loss scaled, and without that their
+    gradients vanish.
     """
 
     def loss_of(hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -107,9 +120,18 @@ def chunked_loss(
     chunks = list(zip(*(torch.split(tensor, chunk_tokens) for tensor in (hidden_ND, targets_N, weights_N)), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         return torch.stack([loss_of(*chunk) for chunk in chunks]).sum()
+    if _computes_in_float16(hidden_ND):
+        losses = [checkpoint(loss_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        return torch.stack(losses).sum()
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     loss: torch.Tensor = _LossWithGradients.apply(hidden_ND, loss_of, chunks, *trained)  # type: ignore[no-untyped-call]
     return loss
+
+
+def _computes_in_float16(tensor: torch.Tensor) -> bool:
+    device = tensor.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    return dtype is torch.float16
 
 
 class _LossWithGradients(torch.autograd.Function):

@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     glibc gives large blocks back to the system at once. A training step frees and asks again for gigabytes, and every page of
     them comes back as a page fault and is cleared. 2026-11, two CPU cores: a pack of 3,770 tokens trained 183 to 198 tokens/s
-    with this and 163 to 181 without, the first steps a third faster (benchmarks/LOG.md).
+    with this and 163 to 181 without (benchmarks/LOG.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

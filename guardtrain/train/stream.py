@@ -62,7 +62,7 @@ class PackStream(Dataset[Pack]):
                 hint = "fewer ranks, less accumulation or more rows"
                 raise ConfigError(str(error), where="train.packs_per_step", hint=hint) from error
             wanted = min(1.0, epochs - epoch) * len(planned)
-            keep = math.ceil(wanted / multiple) * multiple
+            keep = math.ceil(round(wanted / multiple, 9)) * multiple  # 0.1 of ten steps is one, though 1.1 - 1 is more than 0.1
             self.packs += [[row for unit in pack for row in units[unit]] for pack in planned[:keep]]
             self.packs_per_epoch.append(len(planned))
         if max_steps is not None:

@@ -149,7 +149,7 @@ def test_ligers_loss_equals_ours() -> None:
 
 def test_memory_does_not_grow_with_vocabulary_times_tokens() -> None:
     """2,048 supervised tokens of a vocabulary of 151,936 are 1.2 GB of float32 logits; a chunk of them is 128 MiB."""
-    head = torch.nn.Linear(64, 151_936, bias=False, device="cuda", dtype=torch.bfloat16)
+    head = torch.nn.Linear(64, 151_936, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
     hidden = torch.randn(2048, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     targets, weights = torch.randint(151_936, (2048,), device="cuda"), torch.ones(2048, device="cuda")
     torch.cuda.reset_peak_memory_stats()

@@ -69,7 +69,7 @@ def choose_backend(name: Literal["auto"] | BackendName, *, device: str, dtype: t
     """
     if name == "auto":
         if device == "cuda" and importlib.util.find_spec("triton") is not None:
-            return BACKENDS["flex"], "chosen: its kernels compile on this GPU"
+            return BACKENDS["flex"], "chosen: triton, which compiles its kernels, is installed"
         return BACKENDS["sdpa"], "chosen: the others need a GPU" if device == "cpu" else "chosen: triton is not installed"
     if name != "sdpa" and device != "cuda":
         hint = "model.attention=auto takes what the machine can do"
@@ -114,7 +114,7 @@ def _attention_function(backend: Backend) -> Callable[..., tuple[torch.Tensor, N
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Returns (1, T, H, D) and no weights. Raises ModelError when it would leak or the model's attention is not covered."""
-        if unknown := sorted(name for name in ("softcap", "s_aux") if kwargs.get(name) is not None):
+        if unknown := sorted(name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None):
             raise ModelError(
                 "the model's attention is of a kind that is not covered", where=backend.registered_name, found=", ".join(unknown)
             )
@@ -127,6 +127,8 @@ def _attention_function(backend: Backend) -> Callable[..., tuple[torch.Tensor, N
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
             return result
+        if attention_mask is not None:
+            raise ModelError("the model brings a mask of its own beside the pack's layout", where=backend.registered_name)
         output = backend.attend(query, key, value, layout, scaling=scaling, dropout=dropout, window=sliding_window)
         return output.transpose(1, 2).contiguous(), None
 

@@ -38,7 +38,7 @@ def use_newest_kernels() -> str:
         return "torch's own kernels"
     try:
         activate_flash_attention_impl(wanted)
-    except (ImportError, OSError, RuntimeError) as error:  # built for another torch, or without a backward
+    except Exception as error:  # built for another torch, half installed, without a backward: whatever its import raises
         return f"torch's own kernels, {wanted} does not load: {str(error).splitlines()[0]}"
     return f"the kernels of {wanted}"
 
@@ -183,6 +183,14 @@ class MergedAttention(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
+def as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors in autocast's format where it is on: it does not know these kernels, and norms leave float32 behind."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -202,6 +210,7 @@ def attend(
             "a row is longer than the model's sliding window", where="flash", hint="model.attention=flex has windows"
         )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    query, key, value = as_autocast(query, key, value)
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     output: torch.Tensor = MergedAttention.apply(q, k, v, plan["calls"], scale, kernel or TorchKernel())  # type: ignore[no-untyped-call]
     return output.transpose(0, 1)[None]

@@ -18,8 +18,8 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from guardtrain.model.attention.tree import Tree, bounds, longest_path, visible
 
-# Rows are gathered into blocks of about this many tokens: smaller ones waste calls, larger ones compute scores that the mask
-# throws away. 2026-11: 128 was fastest of 128, 256, 512 and 4,096 on two CPU cores, float32 and bfloat16.
+# Rows are gathered into blocks of about this many tokens: larger ones compute scores that the mask throws away, smaller ones gain
+# nothing. 2026-11: 128 was fastest of 128, 256, 512 and 4,096 on two CPU cores, float32 and bfloat16.
 BLOCK_TOKENS = 128
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from guardtrain.bench.step import StepOptions, check_options, compare, figures, 
 from guardtrain.bench.work import Work, build_work, policy_of_length, stratified
 from guardtrain.data.packing import Pack, Segment
 from guardtrain.errors import ConfigError, GuardtrainError
+from guardtrain.model.attention.tree import visible
 from guardtrain.overrides import build_recipe
 
 
@@ -28,16 +31,24 @@ def test_samples_are_the_copies_behind_the_policy_with_labels() -> None:
 
 @pytest.mark.parametrize("modes", ["[off, on]", "[off]", "[on]"])
 def test_peers_get_the_same_predictions(modes: str, rows_file: str, smol_tokenizer: Any) -> None:
-    """Token by token: what our packs are supervised on is what the samples' labels say, however trees share tokens."""
+    """What our packs predict after which tokens is what the samples' labels say, however trees share tokens."""
     recipe = recipe_of(rows_file, f"task.modes={modes}")
     work = build_work(recipe, smol_tokenizer, num_rows=8, policy_tokens=75)
     packs = FixedPacks(work, budget=600, seed=1)
-    ours = Counter((token, weight) for index in range(len(packs)) for token, weight in predictions(packs[index]))
-    assert ours == Counter((label, 1.0) for sample in work.samples() for label in sample["labels"] if label >= 0)
+    ours = Counter(prediction for index in range(len(packs)) for prediction in predictions(packs[index]))
+    assert ours == Counter(
+        (tuple(sample["input_ids"][:place]), label, 1.0)
+        for sample in work.samples()
+        for place, label in enumerate(sample["labels"])
+        if label >= 0
+    )
 
 
-def predictions(pack: Pack) -> list[tuple[int, float]]:
-    return list(zip(pack.targets_N.tolist(), pack.weights_N.tolist(), strict=True))
+def predictions(pack: Pack) -> Iterator[tuple[tuple[int, ...], int, float]]:
+    """(tokens before it, token, weight) of every prediction."""
+    everything = np.arange(len(pack))
+    for source, target, weight in zip(pack.sources_N, pack.targets_N.tolist(), pack.weights_N.tolist(), strict=True):
+        yield tuple(pack.input_ids_T[visible(pack, np.array([source]), everything)[0]].tolist()), target, weight
 
 
 def test_a_sample_of_rows_holds_short_and_long_ones_in_their_shares() -> None:
@@ -71,13 +82,19 @@ def test_the_recipes_own_policy_and_a_seeded_sample(rows_file: str, smol_tokeniz
     assert len(works[0].root_ids) > 60
 
 
-def test_what_cannot_be_measured_is_refused(rows_file: str, smol_tokenizer: Any) -> None:
+def test_what_cannot_be_measured_is_refused(rows_file: str, smol_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"--rows: too few rows for this benchmark, expected at most 35, found 99"):
         build_work(recipe_of(rows_file), smol_tokenizer, num_rows=99, policy_tokens=None)
     with pytest.raises(ConfigError, match=r"--policy-tokens: the template alone is longer"):
         policy_of_length(smol_tokenizer, "Judge.", 3)
     with pytest.raises(ConfigError, match=r"--contenders: no such contender, expected guardtrain, .*, found trll"):
         check_options(StepOptions(contenders=("guardtrain", "trll")))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="--peer-liger: not installed, found liger-kernel"):
+        check_options(StepOptions(peer_liger=True, contenders=("trainer",)))
+    with pytest.raises(ConfigError, match="--contenders: not installed, found trl"):
+        check_options(StepOptions())
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="--steps: the first step only warms up"):
         check_options(StepOptions(steps=1))
 
@@ -107,12 +124,14 @@ def test_gradient_error_is_relative_over_all_parameters() -> None:
 def test_the_best_peer_is_what_we_are_compared_with(tmp_path: Path) -> None:
     torch.save({"a": torch.tensor([1.0])}, tmp_path / "gradient.pt")
     contenders = {
-        "guardtrain": {"rows_per_second": 6.0, "losses": [2.0, 1.0, 0.5]},  # quick, so it did another step
-        "trl-packed": {"rows_per_second": 3.0, "losses": [2.0, 1.1]},
-        "trainer, 4 a batch": {"rows_per_second": 2.0, "losses": [2.0, 1.0]},
+        # Quick, so it did another step.
+        "guardtrain": {"rows_per_second": 6.0, "losses": [2.0, 1.0, 0.5], "step_seconds": 1.0, "all_step_seconds": [2, 1, 1]},
+        "trl-packed": {"rows_per_second": 3.0, "losses": [2.0, 1.1], "step_seconds": 2.0, "all_step_seconds": [3, 2]},
+        "trainer, 4 a batch": {"rows_per_second": 2.0, "losses": [2.0, 1.0], "step_seconds": 3.0, "all_step_seconds": [1.5, 3]},
     }
     results: dict[str, Any] = {"contenders": contenders}
     compare(results, dict.fromkeys(contenders, tmp_path / "gradient.pt"))
     assert (results["best_peer"], results["speedup_over_best_peer"]) == ("trl-packed", 2.0)
+    assert results["speedup_over_fastest_peer_step"] == 1.5
     assert contenders["trl-packed"]["loss_error_against_trainer"] == pytest.approx(0.1)
     assert contenders["guardtrain"]["loss_error_against_trainer"] == 0

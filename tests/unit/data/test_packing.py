@@ -124,6 +124,20 @@ def test_a_lone_branch_joins_whole() -> None:
     )
 
 
+def test_only_a_leaf_is_continued_and_by_something() -> None:
+    leaf = Segment.unsupervised([1])
+    with pytest.raises(ValueError, match="only a leaf is continued"):
+        Segment.unsupervised([1], [leaf]).continued([leaf])
+    with pytest.raises(ValueError, match="at least one branch"):
+        leaf.continued([])
+
+
+def test_a_segment_without_tokens_is_refused() -> None:
+    """Its children would be predicted by whatever lies before them."""
+    with pytest.raises(ValueError, match="a segment without tokens"):
+        layout([Segment.unsupervised([1, 2], [Segment.unsupervised([], [Segment([3, 4], [0.0, 1.0])])])])
+
+
 def test_equal_branches_count_twice_and_stay_branches() -> None:
     branch = Segment([2, 3], [1.0, 2.0])
     row = Segment.unsupervised([1]).continued([branch, branch])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -141,6 +141,25 @@ def output_and_gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> li
 
 
 flash_in_float64 = functools.partial(flash.attend, kernel=ReferenceKernel())
+
+
+def test_flash_gives_its_kernel_one_format_under_autocast() -> None:
+    """Rotary and norms leave queries and keys in float32 beside values in bfloat16; the kernels take no such mixture."""
+
+    class Watching(ReferenceKernel):
+        formats: ClassVar[list[torch.dtype]] = []
+
+        def forward(self, *tensors: Any) -> Any:
+            self.formats += [tensor.dtype for tensor in tensors[:3]]
+            return super().forward(*tensors)
+
+    pack = layout([Segment.unsupervised([1] * 5, [Segment.unsupervised([1] * 3)] * 2)])
+    query, key, value = (tensor.detach().float() for tensor in random_heads(len(pack), 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = flash.attend(
+            query, key, value.bfloat16(), flash.plan(pack), scaling=SCALE, dropout=0.0, window=None, kernel=Watching()
+        )
+    assert set(Watching.formats) == {torch.bfloat16} == {found.dtype}
 
 
 @settings(max_examples=60)

@@ -151,6 +151,18 @@ def test_a_broken_folder_is_one_clear_line(breakage: str, broken: Path) -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("backend", ["flex", "flash"])
+def test_a_model_that_computes_attention_in_its_own_way_is_refused_for_packs(backend: Any, tmp_path: Path) -> None:
+    """Bloom never asks the attention interface: it would see every row of a pack."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    from guardtrain.model.attention import BACKENDS
+
+    BloomForCausalLM(BloomConfig(vocab_size=10, hidden_size=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be replaced by tree attention, found BloomForCausalLM"):
+        load_model(ModelConfig(name=str(tmp_path)), torch.float32, attention=BACKENDS[backend].registered_name)
+
+
 def test_an_id_that_cannot_be_had_is_not_mistaken_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"runs/none: the tokenizer cannot be loaded.*no such file or folder here"):

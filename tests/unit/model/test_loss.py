@@ -71,6 +71,32 @@ def test_no_more_logits_than_one_chunk_are_kept_at_any_time() -> None:
     assert peak > tokens * vocabulary
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_chunks_under_autocast(dtype: torch.dtype, inputs: Any) -> None:
+    """As far off float32 as the whole is: bfloat16 keeps gradients from the forward, float16 computes them in the backward."""
+    hidden_ND, targets_N, weights_N = inputs
+    head = torch.nn.Linear(HIDDEN, VOCABULARY)
+    wanted = (hidden_ND, head.weight)
+    expected = torch.autograd.grad(1e-3 * weighted_nll_sum(head(hidden_ND), targets_N, weights_N), wanted)
+    with torch.autocast("cpu", dtype):
+        found = 1e-3 * chunked_loss(head, head, hidden_ND, targets_N, weights_N, chunk_tokens=5)
+    for value, right in zip(torch.autograd.grad(found, wanted), expected, strict=True):
+        assert value.dtype is right.dtype
+        assert (value - right).norm() < 0.01 * right.norm()
+
+
+def test_float16_gradients_are_computed_from_the_scaled_loss(inputs: Any) -> None:
+    """A weight of 1e-6 and a loss scaled by 65,536: in float16 the unscaled gradients would be zero."""
+    hidden_ND, targets_N, _ = inputs
+    head = torch.nn.Linear(HIDDEN, VOCABULARY)
+    weights_N = torch.full((TOKENS,), 1e-7)
+    with torch.autocast("cpu", torch.float16):
+        loss = 65_536 * chunked_loss(head, head, hidden_ND, targets_N, weights_N, chunk_tokens=5)
+    found = torch.autograd.grad(loss, head.weight)[0] / 65_536
+    expected = torch.autograd.grad(weighted_nll_sum(head(hidden_ND), targets_N, weights_N), head.weight)[0]
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 def test_frozen_weights_and_no_gradient_at_all(inputs: Any) -> None:
     hidden_ND, targets_N, weights_N = inputs
     head = torch.nn.Linear(HIDDEN, VOCABULARY).requires_grad_(False)
@@ -84,9 +110,12 @@ def test_frozen_weights_and_no_gradient_at_all(inputs: Any) -> None:
 
 
 def test_the_size_of_a_chunk() -> None:
-    assert chunk_tokens(torch.nn.Linear(1, 49_152, device="meta")) == 682
-    assert chunk_tokens(torch.nn.Linear(1, 151_936, device="meta")) == 220
-    assert chunk_tokens(torch.nn.Linear(1, 2**26, device="meta")) == 1
+    def head(vocabulary: int) -> torch.nn.Module:
+        return torch.nn.Linear(1, vocabulary, device="meta")
+
+    sizes = (1000, 49_152, 151_936, 2**26)
+    assert [chunk_tokens(head(size).requires_grad_(False)) for size in sizes] == [33_554, 682, 220, 1]
+    assert [chunk_tokens(head(size)) for size in sizes] == [33_554, 1024, 1024, 1024]
 
 
 def test_the_head_is_as_before_afterwards(inputs: Any) -> None:

@@ -89,6 +89,12 @@ def test_a_stream_is_the_same_again_and_epochs_differ() -> None:
     assert stream(lengths, seed=1).packs != first
 
 
+def test_a_tenth_of_ten_steps_is_one() -> None:
+    """Two epochs of ten packs each; 1.1 - 1 is a little more than 0.1."""
+    packs = stream([MIN_ROOM] * 10, epochs=1.1)
+    assert (packs.packs_per_epoch, packs.num_steps) == ([10, 10], 11)
+
+
 @pytest.mark.parametrize(("epochs", "share"), [(0.5, 0.5), (1.25, 1.25), (2.0, 2.0)])
 def test_epochs_may_end_within_an_epoch(epochs: float, share: float) -> None:
     lengths = [40] * 120
