@@ -181,7 +181,8 @@ def test_logits_that_are_changed_behind_the_head(template: GuardTemplate) -> Non
     assert_packed_equals_unpacked(model, template, "policy tree")
 
 
-tiny_of_a_hundred = functools.cache(lambda: build_tiny("llama", vocab_size=100, tied=False).train())
+# In float64: rounding of the one-by-one reference would be all that there is of a gradient that is zero.
+tiny_of_a_hundred = functools.cache(lambda: build_tiny("llama", vocab_size=100, tied=False).double().train())
 
 
 @pytest.mark.parametrize("backend", BACKWARD)
@@ -196,11 +197,9 @@ def test_random_trees(backend: str, roots: list[Segment]) -> None:
     found, gradient = gradients(model, iter([packed_loss(model, once, backend)]))
     expected_loss, expected = gradients(model, (unpacked_loss(model, row) for row in counted_once(roots)))
     assert found == pytest.approx(expected_loss, rel=MAX_RELATIVE_ERROR)
-    whole = torch.stack([value.norm() for value in expected.values()]).norm()
     for name, value in expected.items():
         error = (gradient[name] - value).norm()
-        # A lone token's queries have a gradient of zero, but for what rounding of the rest leaves.
-        assert error <= MAX_RELATIVE_ERROR * value.norm() + 1e-7 * whole, name
+        assert error <= MAX_RELATIVE_ERROR * value.norm() + 1e-6, name  # a lone token's queries have a gradient of zero
 
 
 def counted_once(roots: list[Segment]) -> Iterator[Segment]:
