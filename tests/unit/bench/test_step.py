@@ -6,12 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from guardtrain.bench import contenders
 from guardtrain.bench.contenders import FixedPacks, Record
 from guardtrain.bench.step import StepOptions, check_options, compare, figures, gradient_error
 from guardtrain.bench.work import Work, build_work, policy_of_length, stratified
@@ -107,6 +109,23 @@ def test_the_same_packs_hold_every_row_in_every_epoch() -> None:
     assert [len(packs[index]) for index in range(4)] == [14] * 4
 
 
+def test_the_clock_counts_all_but_the_writing_of_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collating before a step counts; two steps are asked for, and at least 25 seconds."""
+    times = iter([0.0, 8.0, 9.0, 10.0, 24.0, 30.0])  # begin, gradient written from 8 to 9, three ends of steps
+    monkeypatch.setattr(contenders, "_now", lambda: next(times))
+    record, control = Record({}), SimpleNamespace(should_training_stop=None)
+    clock = contenders._Clock(record, SimpleNamespace(gradient_file=tmp_path / "g.pt", steps=2, min_seconds=25))
+    clock.on_train_begin(None, None, control)
+    stops = []
+    for step in range(3):
+        clock.on_step_begin(None, None, control)
+        clock.on_pre_optimizer_step(None, SimpleNamespace(global_step=step), control, model=torch.nn.Linear(1, 1))
+        clock.on_step_end(None, None, control)
+        stops.append(control.should_training_stop)
+    assert record.seconds == [9.0, 14.0, 6.0]
+    assert stops == [False, False, True]
+
+
 def test_figures_of_all_steps_but_the_first() -> None:
     record = Record({}, seconds=[9.0, 5.0, 3.0], losses=[3.0, 2.0, 1.0], tokens=300)
     found = figures(record, rows=8)
@@ -123,15 +142,15 @@ def test_gradient_error_is_relative_over_all_parameters() -> None:
 
 def test_the_best_peer_is_what_we_are_compared_with(tmp_path: Path) -> None:
     torch.save({"a": torch.tensor([1.0])}, tmp_path / "gradient.pt")
-    contenders = {
+    figures_of = {
         # Quick, so it did another step.
         "guardtrain": {"rows_per_second": 6.0, "losses": [2.0, 1.0, 0.5], "step_seconds": 1.0, "all_step_seconds": [2, 1, 1]},
         "trl-packed": {"rows_per_second": 3.0, "losses": [2.0, 1.1], "step_seconds": 2.0, "all_step_seconds": [3, 2]},
         "trainer, 4 a batch": {"rows_per_second": 2.0, "losses": [2.0, 1.0], "step_seconds": 3.0, "all_step_seconds": [1.5, 3]},
     }
-    results: dict[str, Any] = {"contenders": contenders}
-    compare(results, dict.fromkeys(contenders, tmp_path / "gradient.pt"))
+    results: dict[str, Any] = {"contenders": figures_of}
+    compare(results, dict.fromkeys(figures_of, tmp_path / "gradient.pt"))
     assert (results["best_peer"], results["speedup_over_best_peer"]) == ("trl-packed", 2.0)
     assert results["speedup_over_fastest_peer_step"] == 1.5
-    assert contenders["trl-packed"]["loss_error_against_trainer"] == pytest.approx(0.1)
-    assert contenders["guardtrain"]["loss_error_against_trainer"] == 0
+    assert figures_of["trl-packed"]["loss_error_against_trainer"] == pytest.approx(0.1)
+    assert figures_of["guardtrain"]["loss_error_against_trainer"] == 0
