@@ -32,7 +32,7 @@ from guardtrain.config import DataConfig, Recipe
 from guardtrain.model.load import load_tokenizer
 from guardtrain.model.loss import loss_kernel
 from guardtrain.overrides import build_recipe
-from guardtrain.train.run import build_job, training_arguments
+from guardtrain.train.job import build_job
 from guardtrain.train.trainer import PackTrainer
 
 QWEN3_06B: dict[str, Any] = {
@@ -205,8 +205,8 @@ def trainer_of(wanted: Recipe) -> PackTrainer:
     """The trainer that `guardtrain train` would use, without checkpoints; says what was chosen."""
     job = build_job(wanted)
     print(*job.choices, sep="\n", file=sys.stderr)
-    arguments = dataclasses.replace(training_arguments(job), save_strategy="no")
-    return PackTrainer(model=job.model, args=arguments, train_dataset=job.stream, data_collator=job.collator, keep_checkpoints=1)
+    arguments = dataclasses.replace(job.arguments, save_strategy="no")
+    return PackTrainer(model=job.model, args=arguments, train_dataset=job.stream, data_collator=job.collator, keep_checkpoints=2)
 
 
 def measured(trainer: PackTrainer) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from environment import describe_environment
 from rich.console import Console
 
 from guardtrain.overrides import build_recipe
-from guardtrain.train.run import build_job, training_arguments
+from guardtrain.train.job import build_job
 from guardtrain.train.trainer import PackTrainer
 
 REFERENCE = "full float32"
@@ -71,9 +71,9 @@ def run_point(name: str, steps: int) -> dict[str, Any]:
             "output": {"dir": str(Path(scratch) / "run")},
         }
         job = build_job(build_recipe(tree, POINTS[name], name="methods", where="methods"))
-        arguments = dataclasses.replace(training_arguments(job), save_strategy="no")
+        arguments = dataclasses.replace(job.arguments, save_strategy="no")
         trainer = PackTrainer(
-            model=job.model, args=arguments, train_dataset=job.stream, data_collator=job.collator, keep_checkpoints=1
+            model=job.model, args=arguments, train_dataset=job.stream, data_collator=job.collator, keep_checkpoints=2
         )
         start = time.perf_counter()
         trainer.train()

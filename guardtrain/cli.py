@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +20,8 @@ from guardtrain.errors import ConfigError, GuardtrainError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from guardtrain.config import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Check and prepare data.")
@@ -36,6 +38,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Columns = Annotated[list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="For example prompt=instruction.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="THEIRS=OURS", help="For example jailbreak=malicious.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
+AutoResume = Annotated[bool, typer.Option("--auto-resume", help="Resume where there is a checkpoint, else start anew.")]
+Check = Annotated[bool, typer.Option("--check", help="Look at the nodes and the disk, and train nothing.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,17 +86,26 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
     overrides: Overrides = None,
     resume: Resume = False,
+    auto_resume: AutoResume = False,
+    check: Check = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe on this machine and measure it on the held-out rows."""
     console = _start()
+    from guardtrain.distributed.preemption import BY_HAND, PREEMPTED
+    from guardtrain.distributed.ranks import launched
     from guardtrain.evaluate.report import measures_table
-    from guardtrain.overrides import load_recipe
+    from guardtrain.train.check import check_nodes
     from guardtrain.train.run import run
 
-    outcome = run(load_recipe(recipe, overrides or []), resume=resume, console=console)
+    wanted = _recipe_of_ranks(recipe, overrides or [])
+    if check:
+        _end(0 if check_nodes(wanted, console=_out()) else 1)
+    outcome = run(wanted, resume="auto" if auto_resume else resume, console=console)
     if not outcome.finished:
-        raise typer.Exit(INTERRUPTED)
+        _end(INTERRUPTED if outcome.stopped_by == BY_HAND else PREEMPTED)
+    if not launched().is_main:
+        return
     if as_json:
         _print_json(outcome.summary)
     elif outcome.evaluation:
@@ -100,8 +113,38 @@ def train(
         _out().print(f"guard: {outcome.folder.model}", markup=False)
     else:
         losses = outcome.summary["held_out_loss"]
-        _out().print(f"held-out loss: {losses['before']:.4f} before, {losses['after']:.4f} after")
+        before = "" if losses["before"] is None else f"{losses['before']:.4f} before, "
+        _out().print(f"held-out loss: {before}{losses['after']:.4f} after")
         _out().print(f"model: {outcome.folder.model}", markup=False)
+    _end(0)
+
+
+@app.command()
+def launch(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks of each: its GPUs, or processes on a machine without.")] = 1,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit a job that is requeued until it is done.")] = False,
+    sbatch: Annotated[list[str] | None, typer.Option(metavar="OPTION", help="For sbatch: --sbatch=--time=24:00:00.")] = None,
+    resume: Resume = False,
+    auto_resume: AutoResume = False,
+    check: Check = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every command and file, start nothing.")] = False,
+) -> None:
+    """Train a recipe on several GPUs or machines; distributed.strategy says how they share the work."""
+    from guardtrain.distributed.launch import Cluster, execute, plan_start
+    from guardtrain.overrides import load_recipe
+
+    given = overrides or []
+    flags = {"--resume": resume, "--auto-resume": auto_resume, "--check": check}
+    cluster = Cluster(nodes=nodes, gpus_per_node=gpus_per_node, slurm=slurm, sbatch_options=tuple(sbatch or ()))
+    arguments = [recipe, *given, *(flag for flag, is_set in flags.items() if is_set)]
+    start = plan_start(load_recipe(recipe, given), arguments, cluster)
+    if dry_run or start.by_hand:
+        typer.echo(start.shown(), nl=False)
+        return
+    raise typer.Exit(execute(start.commands[0]))
 
 
 @app.command()
@@ -206,8 +249,9 @@ def _run(command: typer.Typer) -> int:
     except GuardtrainError as error:
         if debug:
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        if not error.is_said:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return _told(2) if error.is_agreed else 2
     except OSError as error:  # an output file that cannot be written, a disk that is full
         if debug:
             raise
@@ -217,6 +261,30 @@ def _run(command: typer.Typer) -> int:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _recipe_of_ranks(recipe: str, overrides: list[str]) -> Recipe:
+    """The recipe; where it is wrong, one rank of each node says so."""
+    from guardtrain.overrides import load_recipe
+
+    try:
+        return load_recipe(recipe, overrides)
+    except GuardtrainError as error:
+        error.is_said = os.environ.get("LOCAL_RANK", "0") != "0"
+        raise
+
+
+def _end(code: int) -> NoReturn:
+    """End a run that all ranks end alike."""
+    raise typer.Exit(_told(code))
+
+
+def _told(code: int) -> int:
+    """What to exit with once the job script, if there is one, knows how the run has ended."""
+    from guardtrain.distributed.preemption import PREEMPTED, tell_the_job
+
+    words = {0: "done", 1: "negative", 2: "refused", PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
+    return 0 if tell_the_job(words[code]) else code
 
 
 @bench_app.command("step")

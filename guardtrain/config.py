@@ -137,7 +137,7 @@ class TrainConfig:
     epochs: float = 3.0
     max_steps: int | None = None  # stop after this many optimizer steps, whatever `epochs` says
     pack_tokens: int = 1024  # one pack is one micro-batch
-    packs_per_step: int = 1  # gradient accumulation, per rank
+    packs_per_step: int = 1  # of all ranks together, so that a run trains alike on any number of them
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -172,6 +172,23 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How several ranks share the work. Nothing here changes what is learnt."""
+
+    # auto: what the launcher says. The others name a file of launch/accelerate.
+    strategy: Literal["auto", "ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_nvme", "zero3_hpz"] = (
+        "auto"
+    )
+    timeout_seconds: float = 1800.0  # a rank that waits longer for another gives up
+    stop_seconds_before_the_end: float = 600.0  # of the job's time: saving must fit in
+
+    def problems(self) -> Iterator[str]:
+        """Yield one line per problem."""
+        yield from _at_least("distributed.timeout_seconds", self.timeout_seconds, 10)
+        yield from _at_least("distributed.stop_seconds_before_the_end", self.stop_seconds_before_the_end, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How a guard is measured after training."""
 
@@ -199,17 +216,19 @@ class OutputConfig:
 
     dir: str = "runs/{recipe}"
     overwrite: bool = False
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # one that turns out to be damaged must not be the last
+    mirror: str | None = None  # a second place that checkpoints are copied to while training goes on
 
     def problems(self) -> Iterator[str]:
         """Yield one line per problem."""
         if not self.dir.strip():
             yield "output.dir: expected a folder, found an empty string"
-        try:
-            self.dir.format(recipe="name")
-        except (KeyError, IndexError, ValueError, AttributeError):
-            yield f"output.dir: expected a folder in which only {{recipe}} stands in braces, found {self.dir}"
-        yield from _at_least("output.keep_checkpoints", self.keep_checkpoints, 1)
+        for key, folder in (("dir", self.dir), ("mirror", self.mirror or "")):
+            try:
+                folder.format(recipe="name")
+            except (KeyError, IndexError, ValueError, AttributeError):
+                yield f"output.{key}: expected a folder in which only {{recipe}} stands in braces, found {folder}"
+        yield from _at_least("output.keep_checkpoints", self.keep_checkpoints, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +240,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 

@@ -10,7 +10,11 @@ class GuardtrainError(Exception):
     where: its address, for example ``prompts.jsonl:7`` or ``train.learning_rate``.
     expected, found: what should have been there and what was.
     hint: what to do about it.
+    is_said: another process prints it. is_agreed: all ranks raise, and end by themselves.
     """
+
+    is_said = False
+    is_agreed = False
 
     def __init__(
         self,
@@ -48,6 +52,10 @@ class ModelError(GuardtrainError):
 
 class CheckpointError(GuardtrainError):
     """A checkpoint that cannot be written, found or trusted."""
+
+
+class TrainingError(GuardtrainError):
+    """A step that cannot be trained: a loss that is not a number, memory that does not suffice."""
 
 
 class DistributedError(GuardtrainError):

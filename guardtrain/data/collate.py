@@ -25,7 +25,7 @@ class Collator:
     def __call__(self, packs: list[Pack]) -> dict[str, Any]:
         """The tensors of one pack (one micro-batch is one pack).
 
-        input_ids, position_ids: int64, shape (1, T). layout: the backend's plan. num_tokens: without padding.
+        input_ids, position_ids: int64, shape (1, T). layout: the backend's plan. num_tokens: without padding. index: the pack's.
         sources, targets: int64, shape (N,); weights: float32, shape (N,).
         """
         (pack,) = packs
@@ -35,6 +35,7 @@ class Collator:
             "input_ids": torch.from_numpy(pack.input_ids_T)[None],
             "position_ids": torch.from_numpy(pack.position_ids_T)[None],
             "num_tokens": num_tokens,
+            "index": pack.index,
             "layout": self.plan(pack),
             "sources": torch.from_numpy(pack.sources_N),
             "targets": torch.from_numpy(pack.targets_N),

@@ -87,6 +87,7 @@ class Pack:
     input_ids_T, position_ids_T, segment_ids_T: int64, shape (T,).
     parents_S: int64, shape (S,); the parent of each segment, -1 for a root; a parent comes before its children.
     sources_N: index of the token whose output predicts the supervised token; targets_N: that token's id; weights_N: float32.
+    index: which pack of the run it is, for messages.
     """
 
     input_ids_T: np.ndarray
@@ -96,6 +97,7 @@ class Pack:
     sources_N: np.ndarray
     targets_N: np.ndarray
     weights_N: np.ndarray
+    index: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids_T)

@@ -10,18 +10,22 @@ from guardtrain.config import ModelConfig
 from guardtrain.errors import ConfigError
 
 
-def prepare_for_training(model: Any, config: ModelConfig) -> Any:
-    """Return `model` with exactly the weights of `config.method` trainable, those in float32. Raises ConfigError."""
+def prepare_for_training(model: Any, config: ModelConfig, trained_dtype: torch.dtype = torch.float32) -> Any:
+    """Return `model` with exactly the weights of `config.method` trainable. Raises ConfigError.
+
+    trained_dtype: the format of what trains: float32, or the computing format under DeepSpeed, which keeps float32 copies.
+    """
     if config.method == "full":
-        return model.float()
+        return model.to(trained_dtype)
     if config.method == "freeze":
-        return _train_last_layers(model, config.trained_layers)
+        return _train_last_layers(model, config.trained_layers, trained_dtype)
     return _add_lora(model, config)
 
 
 def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(trained, all) parameter counts. 4-bit weights are counted as they are stored."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    # What ZeRO-3 has split is empty here and keeps its size in an attribute.
+    counts = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()]
     return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
 
 
@@ -56,7 +60,7 @@ def _keep_a_backward(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _train_last_layers(model: Any, num_layers: int) -> Any:
+def _train_last_layers(model: Any, num_layers: int, trained_dtype: torch.dtype) -> Any:
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None:
         found = type(model).__name__
@@ -69,5 +73,5 @@ def _train_last_layers(model: Any, num_layers: int) -> Any:
         )
     model.requires_grad_(False)
     for module in [*layers[len(layers) - num_layers :], model.model.norm]:
-        module.float().requires_grad_(True)
+        module.to(trained_dtype).requires_grad_(True)
     return model

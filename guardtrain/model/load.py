@@ -69,7 +69,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve(name)
-    with _loading_errors(name, "tokenizer"):
+    with loading_errors(name, "tokenizer"):
         return AutoTokenizer.from_pretrained(source.path, **_gguf_arguments(source, tokenizer=True), revision=revision or "main")
 
 
@@ -88,7 +88,7 @@ def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bo
         if source.gguf_file is not None:
             raise ModelError("a GGUF file cannot be quantised again", where=config.name, hint="use method lora, or the original")
         arguments["quantization_config"] = _nf4(weights_dtype)
-    with _loading_errors(config.name, "model"), quiet_progress_bars():
+    with loading_errors(config.name, "model"), quiet_progress_bars():
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source.path, revision=config.revision or "main", output_loading_info=True, **arguments
         )
@@ -161,7 +161,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
-        with _loading_errors(str(gguf), "GGUF model"), quiet_progress_bars():
+        with loading_errors(str(gguf), "GGUF model"), quiet_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32, **_gguf_arguments(source))
             tokenizer = AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
             model.save_pretrained(partial)
@@ -192,7 +192,7 @@ def read_guard_json(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _loading_errors(name: str, what: str) -> Iterator[None]:
+def loading_errors(name: str, what: str) -> Iterator[None]:
     """One clear line instead of the twenty that a failed download or a broken folder gives."""
     try:
         yield

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from guardtrain.distributed.preemption import StopRequests
 
 log = logging.getLogger(__name__)
 
@@ -152,32 +152,30 @@ class CollapseWatch(TrainerCallback):  # type: ignore[misc]
         return self.seen[-1].problem if self.seen else None
 
 
-class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C saves at the next step boundary and ends the run; a second Ctrl-C ends it at once."""
+class StopWhenAsked(TrainerCallback):  # type: ignore[misc]
+    """Saves at the next step boundary and ends the run when something asks for it.
 
-    def __init__(self) -> None:
-        self.interrupted = False
+    reason: what it was, None while nothing has.
+    """
+
+    def __init__(self, requests: StopRequests) -> None:
+        self.requests = requests
+        self.reason: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take over SIGINT and SIGTERM."""
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Take the signals over."""
+        self.requests.listen()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint and the end."""
-        if self.interrupted:
+        """Ask for a checkpoint and the end, on all ranks when one of them has a reason."""
+        self.reason = self.requests.agreed_reason()
+        if self.reason is not None:
             control.should_save = True
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        log.warning("stopping after this step, with a checkpoint (once more to stop at once)")
+        self.requests.stop_listening()
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:

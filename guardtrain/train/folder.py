@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from guardtrain.config import Recipe
+from guardtrain.distributed.checkpoint import PARTIAL, Skipped, checkpoints, newest_valid
 from guardtrain.errors import CheckpointError, ConfigError
 from guardtrain.model.precision import DtypeName
 from guardtrain.overrides import dump_recipe, load_recipe, recipe_to_tree
-from guardtrain.train.trainer import list_checkpoints
 
 # What may differ between a run and its resumption: where it goes, and what only watches.
-MAY_CHANGE = {"name", "output", "evaluate"} | {
+MAY_CHANGE = {"name", "output", "evaluate", "distributed"} | {
     f"train.{key}" for key in ("report_to", "log_steps", "save_steps", "watch_steps", "watch_rows")
 }
 
@@ -82,17 +83,22 @@ class RunFolder:
         """What was said while it ran."""
         return self.root / "train.log"
 
-    @property
-    def newest_checkpoint(self) -> Path | None:
-        """The last complete checkpoint, None when there is none."""
-        found = list_checkpoints(self.checkpoints)
-        return found[-1] if found else None
+    def checkpoint_to_resume(self) -> tuple[Path, list[Skipped]]:
+        """The newest checkpoint that can be trusted, and newer ones that cannot; every rank must call it.
+
+        Raises CheckpointError when there is none.
+        """
+        checkpoint, skipped = newest_valid(self.checkpoints)
+        if checkpoint is None:
+            found = "; ".join(f"{each.folder.name}: {each.problem}" for each in skipped) or "none"
+            raise CheckpointError("nothing to resume", where=str(self.checkpoints), expected="a whole checkpoint", found=found)
+        return checkpoint, skipped
 
     def check(self, recipe: Recipe, *, resume: bool) -> None:
         """Raise before anything is written: ConfigError when another run lies here or the recipe differs from the one that
         is resumed, CheckpointError when there is nothing to resume."""
         if resume:
-            if self.newest_checkpoint is None:
+            if not checkpoints(self.checkpoints):
                 raise CheckpointError("nothing to resume", where=str(self.checkpoints), expected="a checkpoint", found="none")
             differences = list(_differences(load_recipe(str(self.recipe)), recipe))
             if differences:
@@ -107,8 +113,9 @@ class RunFolder:
 
     @property
     def is_a_run(self) -> bool:
-        """Whether a run made this folder: recipe.yaml alone may be anybody's."""
-        return self.recipe.is_file() and self.checkpoints.is_dir()
+        """Whether a run made this folder: recipe.yaml alone may be anybody's. A run may have been killed before it wrote more."""
+        has_begun = self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()) and len(list(self.root.iterdir())) == 1
+        return has_begun or (self.recipe.is_file() and self.checkpoints.is_dir())
 
     def check_state(self, state: RunState) -> None:
         """Raise ConfigError when the data are no longer those that the run began with."""
@@ -116,16 +123,40 @@ class RunFolder:
             hint = "packs of changed rows would repeat some rows and skip others; restore the files, or start a new run"
             raise ConfigError("the training data have changed since the run began", where=str(self.root), hint=hint)
 
-    def start(self, recipe: Recipe, state: RunState, *, resume: bool) -> None:
-        """Create the folder (empty unless resuming) and write the resolved recipe and the state into it."""
-        if self.root.exists() and not resume:
-            shutil.rmtree(self.root)
+    def start(self, recipe: Recipe, state: RunState, *, resumed_step: int | None) -> None:
+        """Make the folder ready: empty, with the resolved recipe and the state in it, or as it was after `resumed_step`."""
+        if resumed_step is not None:
+            self._forget_after(resumed_step)
+            return
+        if self.root.exists():
+            self._clear()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            # Leave to overwrite was given for what lay here before: repeating the saved recipe must not delete this run.
-            saved = replace(recipe, output=replace(recipe.output, overwrite=False))
-            self.recipe.write_text(dump_recipe(saved), encoding="utf-8")
-            self.state_file.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+        # Leave to overwrite was given for what lay here before: repeating the saved recipe must not delete this run.
+        saved = replace(recipe, output=replace(recipe.output, overwrite=False))
+        self.recipe.write_text(dump_recipe(saved), encoding="utf-8")
+        self.state_file.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+
+    def _clear(self) -> None:
+        """Leave nothing of an earlier run. Killed at any moment it leaves a folder known as a run's, without checkpoints."""
+        old = [path for path in self.checkpoints.glob("*") if not path.name.startswith(PARTIAL)]
+        for path in old:
+            path.rename(path.with_name(f"{PARTIAL}{path.name}"))
+        for path in [*self.checkpoints.glob("*"), *self.root.iterdir()]:
+            if path not in (self.checkpoints, self.recipe):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _forget_after(self, step: int) -> None:
+        """Drop records of steps that will be trained again: what was logged after the checkpoint, a broken last line included."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        partial = self.metrics.with_name(f"{PARTIAL}{self.metrics.name}")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self.metrics)
 
     def log_handler(self) -> logging.Handler:
         """A handler that keeps what the run says."""

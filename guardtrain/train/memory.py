@@ -1,9 +1,16 @@
-"""Memory of a CPU run."""
+"""Memory: what a CPU run keeps of it, and what to do where it does not suffice."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterator
+
+import torch
+
+from guardtrain.config import Recipe
+
+GIB = 2**30
 
 # glibc's names for mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -20,3 +27,29 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_MMAP_MAX, 0)) and bool(libc.mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the host's memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def advice(recipe: Recipe, trained: int, total: int, *, ranks: int, zero_stage: int) -> Iterator[str]:
+    """Which settings make the run smaller, and by how much, the gentlest first.
+
+    trained, total: parameters. AdamW in mixed precision takes 16 bytes for each trained one: weight, gradient, two moments.
+    """
+    train, states = recipe.train, 16 * trained / GIB
+    if not train.gradient_checkpointing:
+        yield "train.gradient_checkpointing=true keeps the activations of one layer at a time, for a third more computing"
+    if (half := train.pack_tokens // 2) >= 256:
+        yield f"train.pack_tokens={half} halves the activations of a pack, now of {train.pack_tokens} tokens"
+    if ranks > 1 and zero_stage < 3:
+        share = states / ranks
+        yield f"distributed.strategy=zero3 keeps {share:.1f} of {states:.1f} GiB of weights, gradients and moments on each rank"
+    if zero_stage == 3:
+        yield f"distributed.strategy=zero3_offload moves {states / ranks:.1f} GiB a rank to the host"
+    if recipe.model.method == "full":
+        yield f"model.method=lora needs {2 * total / GIB:.1f} GiB for the weights and little else, instead of {states:.1f} GiB"
+    if recipe.model.method == "lora":
+        yield f"model.method=qlora holds the weights in {0.55 * total / GIB:.1f} instead of {2 * total / GIB:.1f} GiB"

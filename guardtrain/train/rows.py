@@ -76,7 +76,7 @@ def load_rows(recipe: Recipe, template: Template) -> Rows:
     return Rows(train, validation, loaded.by_source(train, len(data.train)), notes, rejected, data.rejects)
 
 
-def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: int) -> PackStream:
+def build_stream(recipe: Recipe, template: Template, rows: Rows) -> PackStream:
     """All packs of the run, in order."""
     trees = [build_tree(template, row, modes_of(row, recipe.task, recipe.data.seed)) for row in rows.train]
     index_of = {row.where: index for index, row in enumerate(rows.train)}
@@ -91,7 +91,7 @@ def build_stream(recipe: Recipe, template: Template, rows: Rows, *, world_size: 
         pairs=[row.pair if isinstance(row, GuardExample) else "" for row in rows.train],
         root_ids=template.policy_ids if isinstance(template, GuardTemplate) else [],
         pack_tokens=recipe.train.pack_tokens,
-        multiple=world_size * recipe.train.packs_per_step,
+        multiple=recipe.train.packs_per_step,
         epochs=recipe.train.epochs,
         max_steps=recipe.train.max_steps,
         seed=recipe.train.seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import math
 from collections import Counter
@@ -22,7 +24,7 @@ class PackStream(Dataset[Pack]):
     pairs: for each row the name of its minimal pair, or "". Twins train in the same pack: what they share cancels in the
     gradient of that step, and what tells them apart remains.
     root_ids: the shared policy's tokens, empty for flat packs. pack_tokens: budget of a pack, the root included.
-    multiple: ranks times accumulation, so that every optimizer step is full.
+    multiple: packs of an optimizer step over all ranks, so that every step is full.
     epochs: may end within an epoch; max_steps: ends the run earlier.
     Raises ConfigError when the policy leaves no room, or rows cannot fill one step.
     """
@@ -59,7 +61,7 @@ class PackStream(Dataset[Pack]):
             try:
                 planned = plan_packs(lengths, room, num_packs_multiple=multiple, seed=seed + epoch)
             except ValueError as error:
-                hint = "fewer ranks, less accumulation or more rows"
+                hint = "fewer packs a step or more rows"
                 raise ConfigError(str(error), where="train.packs_per_step", hint=hint) from error
             wanted = min(1.0, epochs - epoch) * len(planned)
             keep = math.ceil(round(wanted / multiple, 9)) * multiple  # 0.1 of ten steps is one, though 1.1 - 1 is more than 0.1
@@ -69,7 +71,7 @@ class PackStream(Dataset[Pack]):
             del self.packs[max_steps * multiple :]
         if not self.packs:
             raise ConfigError("no rows to train on", where="data.train", hint="the sources' weights leave none in an epoch")
-        self.multiple = multiple
+        self.multiple, self.seed = multiple, seed
         self.num_steps = len(self.packs) // multiple
 
     def __len__(self) -> int:
@@ -77,8 +79,14 @@ class PackStream(Dataset[Pack]):
 
     def __getitem__(self, index: int) -> Pack:
         rows = [self.rows[row] for row in self.packs[index]]
-        return layout([Segment.unsupervised(self.root_ids, rows)] if self.root_ids else rows)
+        pack = layout([Segment.unsupervised(self.root_ids, rows)] if self.root_ids else rows)
+        return dataclasses.replace(pack, index=index)
 
+    def cursor(self, steps: int) -> dict[str, int | float | str]:
+        """Where the data are after so many optimizer steps, for a checkpoint's manifest."""
+        return {"packs": steps * self.multiple, "epoch": self.epoch_after(steps), "seed": self.seed, "data": self.fingerprint}
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of every pack's rows, token by token, in order: equal streams train equally."""
         digest = hashlib.blake2b(repr((self.root_ids, self.packs)).encode(), digest_size=16)

@@ -192,7 +192,7 @@ def small_disk(tmp_path: Path) -> Any:
     """A real file system of its own, large enough for one checkpoint and not for two."""
     folder = tmp_path / "small-disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
     yield folder
@@ -207,6 +207,15 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(guardtrain: Any, tiny_run:
     subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk)], check=True)
     resumed = guardtrain(*arguments, "--resume")
     assert resumed.code == 0, resumed.err
+
+
+def test_a_disk_without_room_for_two_checkpoints_is_refused_before_the_first_step(
+    guardtrain: Any, tiny_run: Any, small_disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    called = guardtrain(*tiny_run(f"output.dir={small_disk / 'run'}"))
+    check_refused(called, "not fit for this run", "MiB free for checkpoints of", "two at a time")
+    assert not (small_disk / "run").exists()
 
 
 @pytest.fixture

@@ -154,7 +154,8 @@ def test_every_wrong_type_is_in_one_error_beside_unknown_keys() -> None:
         ("output.dir=' '", "output.dir"),
         ("output.dir='runs/{nmae}'", "output.dir"),
         ("output.dir='runs/{'", "output.dir"),
-        ("output.keep_checkpoints=0", "output.keep_checkpoints"),
+        ("output.keep_checkpoints=1", "output.keep_checkpoints"),
+        ("output.mirror='bucket/{nmae}'", "output.mirror"),
     ],
 )
 def test_impossible_values_are_refused(override: str, key: str) -> None:

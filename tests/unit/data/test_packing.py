@@ -219,7 +219,7 @@ def shape_of_tree(pack: Pack) -> dict[str, int]:
 def test_collate_shapes() -> None:
     pack = layout([Segment([1, 2, 3], [0.0, 1.0, 2.0])])
     batch = Collator(shape_of_tree)([pack])
-    assert (batch.pop("layout"), batch.pop("num_tokens")) == ({"segments": 1}, 2)
+    assert (batch.pop("layout"), batch.pop("num_tokens"), batch.pop("index")) == ({"segments": 1}, 2, 0)
     shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
     assert shapes == {"input_ids": (1, 2), "position_ids": (1, 2), "sources": (2,), "targets": (2,), "weights": (2,)}
 

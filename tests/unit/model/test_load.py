@@ -163,7 +163,8 @@ def test_a_model_that_computes_attention_in_its_own_way_is_refused_for_packs(bac
         load_model(ModelConfig(name=str(tmp_path)), torch.float32, attention=BACKENDS[backend].registered_name)
 
 
-def test_an_id_that_cannot_be_had_is_not_mistaken_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_that_cannot_be_had_is_not_mistaken_for_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where no runs lie
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"runs/none: the tokenizer cannot be loaded.*no such file or folder here"):
         load_tokenizer("runs/none")

@@ -168,10 +168,10 @@ def test_an_epoch_without_rows_is_refused() -> None:
 
 
 def test_the_fingerprint_is_of_rows_and_order() -> None:
-    one = stream([30] * 20).fingerprint()
-    assert one == stream([30] * 20).fingerprint()
-    assert one != stream([30] * 20, seed=1).fingerprint()
-    assert one != stream([30] * 19 + [31]).fingerprint()
+    one = stream([30] * 20).fingerprint
+    assert one == stream([30] * 20).fingerprint
+    assert one != stream([30] * 20, seed=1).fingerprint
+    assert one != stream([30] * 19 + [31]).fingerprint
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

@@ -1,0 +1,1 @@
+"""Several ranks as one run: joining, agreeing, DeepSpeed's configuration, checkpoints that can be trusted."""

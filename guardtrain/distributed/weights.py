@@ -1,0 +1,88 @@
+"""Weights on their way to disk: whole again where ZeRO-3 has shared them out, and read back once they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from guardtrain.distributed.ranks import launched, together
+from guardtrain.errors import CheckpointError
+
+Weights = dict[str, torch.Tensor]
+
+
+def is_adapter(model: Any) -> bool:
+    """Whether a model is an adapter on weights that do not train."""
+    return hasattr(model, "peft_config")
+
+
+def weights_to_save(model: Any, zero_stage: int) -> Weights | None:
+    """What `write_model` takes; every rank must call it. None where the model holds its own weights."""
+    return gathered_state_dict(model, only_trained=is_adapter(model)) if zero_stage == 3 else None
+
+
+def write_model(model: Any, folder: Path, weights: Weights | None) -> None:
+    """Write the weights, or the adapter's, and read them back. For the main rank alone. Raises CheckpointError."""
+    model.save_pretrained(folder, state_dict=weights)
+    if is_adapter(model):
+        from peft import get_peft_model_state_dict
+
+        verify(folder, get_peft_model_state_dict(model, state_dict=weights), compare_values=True)
+    else:
+        verify(folder, weights or model.state_dict(), compare_values=False)
+
+
+def save_adapter(model: Any, folder: Path, zero_stage: int) -> None:
+    """Write an adapter beside a checkpoint of the engine, ready for use; every rank must call it. Raises CheckpointError."""
+    weights = weights_to_save(model, zero_stage)
+    together(lambda: write_model(model, folder, weights) if launched().is_main else None)
+
+
+def verify(folder: Path, expected: Weights, *, compare_values: bool) -> None:
+    """Raise CheckpointError unless the safetensors files in `folder` hold every expected tensor.
+
+    Others have saved adapters of ZeRO-3 empty: what was shared out has no elements on any rank. compare_values: read the numbers
+    too, for adapters, which are small; of a whole model the shapes are compared.
+    """
+    found: dict[str, tuple[list[int] | None, torch.Tensor | None]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as saved:
+            for name in saved.keys():  # noqa: SIM118, it is no dict
+                shape = list(saved.get_slice(name).get_shape())
+                found[name] = (shape, saved.get_tensor(name) if compare_values else None)
+    if not expected:
+        raise CheckpointError("the model has no weights to save", where=str(folder))
+    written = {expected[name].data_ptr() for name in found if name in expected}
+    for name, value in expected.items():
+        if name not in found and value.data_ptr() in written:
+            continue  # tied to one that is there
+        saved_shape, saved_value = found.get(name, (None, None))
+        if saved_shape != list(value.shape) or 0 in value.shape:
+            wanted = str(list(value.shape))
+            raise CheckpointError("a weight was not saved", where=f"{folder}: {name}", expected=wanted, found=str(saved_shape))
+        if saved_value is not None and not torch.equal(saved_value, value.detach().cpu()):
+            raise CheckpointError("a weight was saved with other values", where=f"{folder}: {name}")
+
+
+def gathered_state_dict(model: Any, *, only_trained: bool) -> Weights:
+    """The state dict of a model that ZeRO-3 has split, on the main rank's host; every rank must call it. Empty on the others.
+
+    Weights are gathered one at a time, so a GPU holds one of them whole, no more. Tied weights stay one tensor.
+    only_trained: leave out what does not train, for adapters: the base model would fill the host's memory for nothing.
+    """
+    import deepspeed
+
+    gathered: Weights = {}
+    copies: dict[int, torch.Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if only_trained and not value.requires_grad:
+            continue
+        if id(value) not in copies:
+            with deepspeed.zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
+                copies[id(value)] = value.detach().to("cpu", copy=True) if launched().is_main else value
+        if launched().is_main:
+            gathered[name] = copies[id(value)]
+    return gathered

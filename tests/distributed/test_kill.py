@@ -1,0 +1,92 @@
+"""Ranks that are killed at any moment, thirty times in a row: the run goes on from its newest checkpoint and ends bit-equal."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launching import Launched, launch_command, rank_environment, ranks_of, steps_of
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
+KILLS = 30
+# A checkpoint after every step: most of the time goes into saving, so that kills hit it often.
+SETTINGS = ["train.max_steps=150", "train.save_steps=1"]
+
+
+def test_thirty_kills_change_nothing(launch: Callable[..., Launched], tiny_recipe: list[str], tmp_path: Path) -> None:
+    expected = launch(tmp_path / "undisturbed", "ddp", *SETTINGS)
+    assert expected.code == 0, expected.said[-4000:]
+    moments = random.Random(4)
+    run = tmp_path / "run"
+    killed_at = [start_and_kill(tiny_recipe, run, moments) for _ in range(KILLS)]
+    # The thirty-first time nobody disturbs it.
+    finished = subprocess.run(command_of(tiny_recipe, run), env=rank_environment(), capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert killed_at.count("saving") >= KILLS // 6, f"too few kills hit a save: {killed_at}"
+    assert killed_at.count("training") >= KILLS // 6, f"too few kills hit training: {killed_at}"
+    assert [(each["step"], each["loss"]) for each in steps_of(run)] == [
+        (each["step"], each["loss"]) for each in steps_of(expected.run)
+    ]
+    weights, undisturbed = (load_file(folder / "model" / "model.safetensors") for folder in (run, expected.run))
+    assert weights.keys() == undisturbed.keys()
+    assert all(value.equal(undisturbed[name]) for name, value in weights.items())
+
+
+def start_and_kill(recipe: list[str], run: Path, moments: random.Random) -> str:
+    """Resume, kill one rank at some moment after training has begun to move, and wait until all are gone.
+
+    Returns what the run was doing when it was killed.
+    """
+    newest = newest_step(run)
+    before = progress(run)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command_of(recipe, run), env=rank_environment(), **output)
+    try:
+        deadline = time.monotonic() + 120
+        while progress(run) == before:
+            assert process.poll() is None, process.communicate()[0][-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.4))
+        where = "saving" if any((run / "checkpoints").glob("tmp-*")) else "training"
+        ranks = ranks_of(run)
+        assert len(ranks) == 2, process.communicate(timeout=60)[0][-4000:]
+        os.kill(moments.choice(ranks), signal.SIGKILL)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert ranks_of(run) == [], "a rank survives"
+    assert resumes(run)[-1] == newest, f"newest checkpoint {newest}, resumed {resumes(run)}"
+    return where
+
+
+def command_of(recipe: list[str], run: Path) -> list[str]:
+    return launch_command("ddp", 2, [*recipe, *SETTINGS, f"output.dir={run}", "--auto-resume"])
+
+
+def progress(run: Path) -> tuple[int, int]:
+    """Something that changes with every step and every checkpoint."""
+    return len(steps_of(run)), newest_step(run)
+
+
+def newest_step(run: Path) -> int:
+    """The newest checkpoint with a manifest, by its name; 0 when there is none."""
+    return max((int(path.parent.name.split("-")[1]) for path in run.glob("checkpoints/checkpoint-*/manifest.json")), default=0)
+
+
+def resumes(run: Path) -> list[int]:
+    """The steps of all checkpoints that were resumed so far, from the run's log; 0 for a start without one."""
+    log = run / "train.log"
+    starts = re.split(r"computing in float32", log.read_text())[1:] if log.exists() else []
+    found = [re.search(r"resuming from .*/checkpoint-(\d+)", start) for start in starts]
+    return [int(match[1]) if match else 0 for match in found]

@@ -1,0 +1,123 @@
+"""Fixtures of runs on several ranks: the real `accelerate launch`, the shipped configurations, one process a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+STEPS = 20
+# Of loss and gradient norm, in float32: what several ranks may differ by from one.
+TOLERANCE = 1e-5
+METHODS = {"full": ["model.method=full"], "lora": ["model.method=lora", "model.lora_rank=4"]}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launched run left behind."""
+
+    code: int
+    said: str
+    run: Path
+
+    def curve(self, key: str) -> list[float]:
+        """A figure of every step, from metrics.jsonl."""
+        assert self.code == 0, self.said[-4000:]
+        return [record[key] for record in steps_of(self.run)]
+
+
+def steps_of(run: Path) -> list[dict[str, float]]:
+    """What metrics.jsonl says of every step that was trained."""
+    file = run / "metrics.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [record for record in records if "loss" in record]
+
+
+@pytest.fixture(scope="session")
+def qwen3_tiny_folder(tmp_path_factory: pytest.TempPathFactory, smol_tokenizer: Any) -> str:
+    """A two-layer Qwen3 with SmolLM2's tokenizer."""
+    from tiny_models import build_tiny
+
+    folder = tmp_path_factory.mktemp("tiny-qwen3")
+    build_tiny("qwen3", vocab_size=len(smol_tokenizer), hidden_size=64).save_pretrained(folder)
+    smol_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(qwen3_tiny_folder: str, rows_file: str) -> list[str]:
+    """A recipe of twenty steps of four packs, of unequal supervision, for the tiny model; one log record a step."""
+    return [
+        "quickstart",
+        f"model.name={qwen3_tiny_folder}",
+        "model.dtype=float32",
+        "model.method=full",
+        f"data.train={rows_file}",
+        "data.max_rows=null",
+        "data.validation_fraction=0.2",
+        "train.pack_tokens=256",
+        "train.packs_per_step=4",
+        "train.epochs=1000",
+        f"train.max_steps={STEPS}",
+        "train.log_steps=1",
+        "train.watch_steps=0",
+        "train.learning_rate=1e-3",
+        "task.on_share=1",
+        "task.max_reason_tokens=8",
+        "evaluate.modes=[off]",
+    ]
+
+
+@pytest.fixture(scope="session")
+def launch(tiny_recipe: list[str]) -> Callable[..., Launched]:
+    """`launch(run, "zero3", processes=2)` trains the tiny recipe."""
+
+    def call(run: Path, config: str, *overrides: str, processes: int = 2) -> Launched:
+        command = launch_command(config, processes, [*tiny_recipe, f"output.dir={run}", *overrides])
+        done = subprocess.run(
+            command, env=rank_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+        )
+        return Launched(done.returncode, done.stdout, run)
+
+    return call
+
+
+def launch_command(config: str, processes: int, arguments: list[str]) -> list[str]:
+    """The real `accelerate launch` on this machine, at a port that is free."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file(config))]
+    return [*command, "--num_processes", str(processes), "--main_process_port", "0", "-m", "guardtrain.train", *arguments]
+
+
+def rank_environment() -> dict[str, str]:
+    """One thread a rank, no GPU, and the commands of this environment on the path."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    changes = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "PATH": path}
+    return {**os.environ, **changes, "DS_ACCELERATOR": "cpu"}
+
+
+def config_file(name: str) -> Path:
+    """A shipped accelerate configuration."""
+    return REPOSITORY / "launch" / "accelerate" / f"{name}.yaml"
+
+
+def ranks_of(run: Path) -> list[int]:
+    """The processes that train into a run folder, launchers not counted."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        is_rank = any(setting.startswith(b"LOCAL_RANK=") for setting in environment)
+        if is_rank and f"output.dir={run}".encode() in command:
+            found.append(int(folder.name))
+    return sorted(found)
