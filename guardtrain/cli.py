@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 the answer is no; 2 bad input, in one line; 130 stopped by
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -17,11 +16,13 @@ import typer
 
 from guardtrain import __version__
 from guardtrain.errors import ConfigError, GuardtrainError
+from guardtrain.options import check_writable, numbers, pairs, read_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from guardtrain.config import Recipe
+    from guardtrain.distributed.preemption import Status
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Check and prepare data.")
@@ -92,7 +93,6 @@ def train(
 ) -> None:
     """Train a recipe on this machine and measure it on the held-out rows."""
     console = _start()
-    from guardtrain.distributed.preemption import BY_HAND, PREEMPTED
     from guardtrain.distributed.ranks import launched
     from guardtrain.evaluate.report import measures_table
     from guardtrain.train.check import check_nodes
@@ -100,10 +100,10 @@ def train(
 
     wanted = _recipe_of_ranks(recipe, overrides or [])
     if check:
-        _end(0 if check_nodes(wanted, console=_out()) else 1)
+        _end("done" if check_nodes(wanted, console=_out()) else "negative")
     outcome = run(wanted, resume="auto" if auto_resume else resume, console=console)
-    if not outcome.finished:
-        _end(INTERRUPTED if outcome.stopped_by == BY_HAND else PREEMPTED)
+    if outcome.stopped_by is not None:
+        _end(outcome.stopped_by.status)
     if not launched().is_main:
         return
     if as_json:
@@ -116,7 +116,7 @@ def train(
         before = "" if losses["before"] is None else f"{losses['before']:.4f} before, "
         _out().print(f"held-out loss: {before}{losses['after']:.4f} after")
         _out().print(f"model: {outcome.folder.model}", markup=False)
-    _end(0)
+    _end("done")
 
 
 @app.command()
@@ -167,16 +167,16 @@ def evaluate(
     from guardtrain.evaluate.report import measures_table, write_scores
 
     for option, file in (("--scores", scores_file), ("--json-file", json_file)):
-        _check_writable(option, file)
+        check_writable(option, file)
     result = evaluate_files(
         model,
         data,
         parse_modes(modes) if modes is not None else None,
-        columns=_pairs("--column", column),
-        labels=_pairs("--label", label),
+        columns=pairs("--column", column),
+        labels=pairs("--label", label),
         max_rows=max_rows,
         max_prompt_tokens=max_prompt_tokens,
-        policy=_read_text("--policy", policy),
+        policy=read_text("--policy", policy),
         console=console,
     )
     if scores_file:
@@ -209,8 +209,8 @@ def data_check(
     report = check_files(
         files,
         kind="instruct" if kind == "instruct" else "guard",
-        columns=_pairs("--column", column),
-        labels=_pairs("--label", label),
+        columns=pairs("--column", column),
+        labels=pairs("--label", label),
         reasons=reasons,
         exclude=exclude,
         max_prompt_tokens=max_prompt_tokens if model else None,
@@ -251,11 +251,11 @@ def _run(command: typer.Typer) -> int:
             raise
         if not error.is_said:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return _told(2) if error.is_agreed else 2
+        return _refused_by_all() if error.is_agreed else 2
     except OSError as error:  # an output file that cannot be written, a disk that is full
         if debug:
             raise
-        print(f"{error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        print(f"{error.filename or type(error).__name__}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -271,20 +271,27 @@ def _recipe_of_ranks(recipe: str, overrides: list[str]) -> Recipe:
         return load_recipe(recipe, overrides)
     except GuardtrainError as error:
         error.is_said = os.environ.get("LOCAL_RANK", "0") != "0"
+        _told("refused")  # and still exit with 2: other nodes may have read another recipe
         raise
 
 
-def _end(code: int) -> NoReturn:
+def _end(status: Status) -> NoReturn:
     """End a run that all ranks end alike."""
-    raise typer.Exit(_told(code))
+    raise typer.Exit(_told(status))
 
 
-def _told(code: int) -> int:
+def _refused_by_all() -> int:
+    from guardtrain.distributed.ranks import leave
+
+    leave()
+    return _told("refused")
+
+
+def _told(status: Status) -> int:
     """What to exit with once the job script, if there is one, knows how the run has ended."""
-    from guardtrain.distributed.preemption import PREEMPTED, tell_the_job
+    from guardtrain.distributed.preemption import EXIT_CODES, tell_the_job
 
-    words = {0: "done", 1: "negative", 2: "refused", PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
-    return 0 if tell_the_job(words[code]) else code
+    return 0 if tell_the_job(status) else EXIT_CODES[status]
 
 
 @bench_app.command("step")
@@ -309,13 +316,13 @@ def bench_step_time(
     from guardtrain.bench.step import StepOptions, bench_step, results_table
     from guardtrain.overrides import load_recipe
 
-    _check_writable("--json-file", json_file)
+    check_writable("--json-file", json_file)
     options = StepOptions(
         rows=rows,
         steps=steps,
         min_seconds=min_seconds,
         policy_tokens=policy_tokens,
-        batch_sizes=_numbers("--batch-sizes", batch_sizes),
+        batch_sizes=numbers("--batch-sizes", batch_sizes),
         peer_pack_tokens=peer_pack_tokens,
         peer_attention=peer_attention,
         peer_liger=peer_liger,
@@ -338,6 +345,8 @@ def _start() -> Console:
     from rich.logging import RichHandler
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch/accelerate/cpu.yaml means it, also where there is a GPU
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at import of a faster kernel that is not installed
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
@@ -356,47 +365,6 @@ def _out() -> Console:
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise ConfigError("not a list of numbers", where=option, expected="for example 4,8", found=text)
-    return numbers
-
-
-def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values or []]
-    for left, equals, right in pairs:
-        if not (left and equals and right):
-            raise ConfigError("not a pair", where=option, expected="LEFT=RIGHT", found=left + equals + right)
-    return {left: right for left, _, right in pairs}
-
-
-def _read_text(option: str, path: Path | None) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8") if path else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "cannot be read", where=f"{option} {path}", expected="a text file in UTF-8", found=str(error)
-        ) from error
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Before the rows are scored, which may take an hour."""
-    try:
-        if path and not path.exists():
-            path.open("x").close()
-            path.unlink()  # it appears when there is something to write
-        elif path and path.is_file():
-            path.open("a").close()
-        elif path and path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except OSError as error:
-        raise ConfigError("cannot be written", where=f"{option} {path}", found=error.strerror) from error
 
 
 def _token_counter(model: str) -> Any:

@@ -12,5 +12,8 @@
 # export HF_HOME=/shared/huggingface
 # export HF_HUB_OFFLINE=1
 
-# Pinned memory for offload needs room.
+# Pinned memory for offload needs room; some sites do not pass this on to the nodes, there it is the node's own setting.
 # ulimit -l unlimited
+
+# Sites that bind each task to a few cores starve the ranks that launch/node.sh starts.
+# export SLURM_CPU_BIND=none

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,11 @@ REPOSITORY = Path(__file__).parents[1]
 STEPS = 20
 # Of loss and gradient norm, in float32: what several ranks may differ by from one.
 TOLERANCE = 1e-5
-METHODS = {"full": ["model.method=full"], "lora": ["model.method=lora", "model.lora_rank=4"]}
+METHODS = {
+    "full": ["model.method=full"],
+    "lora": ["model.method=lora", "model.lora_rank=4"],
+    "qlora": ["model.method=qlora", "model.lora_rank=4"],
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,21 @@ def steps_of(run: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="session")
 def qwen3_tiny_folder(tmp_path_factory: pytest.TempPathFactory, smol_tokenizer: Any) -> str:
-    """A two-layer Qwen3 with SmolLM2's tokenizer."""
+    """A two-layer Qwen3 with SmolLM2's tokenizer; its output layer is the embedding."""
+    return _write_tiny(tmp_path_factory.mktemp("tiny-qwen3"), smol_tokenizer, tied=True)
+
+
+@pytest.fixture(scope="session")
+def qwen3_untied_folder(tmp_path_factory: pytest.TempPathFactory, smol_tokenizer: Any) -> str:
+    """The same with an output layer of its own."""
+    return _write_tiny(tmp_path_factory.mktemp("untied-qwen3"), smol_tokenizer, tied=False)
+
+
+def _write_tiny(folder: Path, tokenizer: Any, *, tied: bool) -> str:
     from tiny_models import build_tiny
 
-    folder = tmp_path_factory.mktemp("tiny-qwen3")
-    build_tiny("qwen3", vocab_size=len(smol_tokenizer), hidden_size=64).save_pretrained(folder)
-    smol_tokenizer.save_pretrained(folder)
+    build_tiny("qwen3", vocab_size=len(tokenizer), hidden_size=64, tied=tied).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -108,16 +121,25 @@ def config_file(name: str) -> Path:
     return REPOSITORY / "launch" / "accelerate" / f"{name}.yaml"
 
 
+def processes_of(run: Path) -> list[int]:
+    """All processes that were told of a run folder, launchers included."""
+    return [number for number, command, _ in _processes() if f"output.dir={run}" in command and "guardtrain.train" in command]
+
+
 def ranks_of(run: Path) -> list[int]:
     """The processes that train into a run folder, launchers not counted."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    return [
+        number
+        for number, command, environment in _processes()
+        if f"output.dir={run}" in command and any(setting.startswith("LOCAL_RANK=") for setting in environment)
+    ]
+
+
+def _processes() -> Iterator[tuple[int, list[str], list[str]]]:
+    """Number, command and environment of every process."""
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
         try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-            environment = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
+            command, environment = ((folder / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ"))
+        except OSError:  # it has ended
             continue
-        is_rank = any(setting.startswith(b"LOCAL_RANK=") for setting in environment)
-        if is_rank and f"output.dir={run}".encode() in command:
-            found.append(int(folder.name))
-    return sorted(found)
+        yield int(folder.name), command.split("\0"), environment.split("\0")

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "guardtrain"
 # Lowest first. Packages of one layer may use each other, except where they are listed as strangers.
 LAYERS = (
     {"types", "errors"},
-    {"config", "overrides"},
+    {"config", "overrides", "options"},
     {"data", "model", "distributed", "secure"},
     {"inference"},
     {"train", "evaluate", "serve", "prepare", "plan"},

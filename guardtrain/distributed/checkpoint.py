@@ -23,6 +23,7 @@ Listed = TypeVar("Listed")
 MANIFEST = "manifest.json"
 FORMAT = 1
 PARTIAL = "tmp-"
+DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,10 @@ def seal(folder: Path, root: Path, *, step: int, world_size: int, zero_stage: in
     Every rank must call it, after its last write. Returns the checkpoint. An older one of this step is replaced.
     """
     gather(None)  # the last write of the slowest rank
+    # On a network disk a node may not list yet what another one has written, so every rank tells what it sees.
+    names = sorted(set().union(*gather(_files(folder))))
     files: dict[str, tuple[int, str]] = {}
-    for part in gather(_hashes(folder, _own_share(_seen_by_main(_files(folder))))):
+    for part in gather(_hashes(folder, _own_share(names))):
         files |= part
     target = root / f"checkpoint-{step}"
     if launched().is_main:
@@ -76,6 +79,7 @@ def seal(folder: Path, root: Path, *, step: int, world_size: int, zero_stage: in
             step=step, world_size=world_size, zero_stage=zero_stage, cursor=cursor, files=dict(sorted(files.items()))
         )
         _write_durably(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+        _sync(folder)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
         _sync(target.parent)
@@ -123,10 +127,25 @@ def newest_valid(root: Path) -> tuple[Path | None, list[Skipped]]:
     return None, skipped
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what was never finished. For the main rank alone."""
-    for folder in [*checkpoints(root)[:-keep], *root.glob(f"{PARTIAL}*")]:
-        shutil.rmtree(folder, ignore_errors=True)
+def prune(root: Path, keep: int, spare: Path | None = None) -> None:
+    """Delete all but the newest `keep` finished checkpoints, and what was never finished. For the main rank alone.
+
+    spare: one that stays for now, because it is being copied.
+    """
+    finished = [folder for folder in checkpoints(root) if (folder / MANIFEST).is_file()]
+    old = [folder for folder in checkpoints(root) if folder not in finished[-keep:]]
+    for folder in [*old, *root.glob(f"{PARTIAL}*")]:
+        if folder != spare:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside_after(root: Path, step: int) -> None:
+    """Rename what claims to be newer than the checkpoint that is resumed: it is damaged, and would outlive the next good ones."""
+    for folder in checkpoints(root):
+        if step_of(folder) > step:
+            damaged = folder.with_name(f"{DAMAGED}{folder.name}")
+            shutil.rmtree(damaged, ignore_errors=True)
+            folder.rename(damaged)
 
 
 def predicted_bytes(trained: int, total: int, *, is_adapter: bool, compute_bytes: int, zero_stage: int | None) -> int:
@@ -174,11 +193,14 @@ def _own_share(names: list[str]) -> list[str]:
 
 
 def _hashes(folder: Path, names: list[str]) -> dict[str, tuple[int, str]]:
-    return {name: ((folder / name).stat().st_size, _hash(folder / name)) for name in names}
+    """Size and hash of each file, which is on disk and not in a cache only once this returns."""
+    return {name: ((folder / name).stat().st_size, _hash(folder / name, sync=True)) for name in names}
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path, *, sync: bool = False) -> str:
     with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, _blake2b).hexdigest()
 
 

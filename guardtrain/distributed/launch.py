@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import json
 import os
 import shlex
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -62,6 +63,7 @@ class Start:
 
     commands: list[Command]
     by_hand: bool
+    is_slurm: bool
     nodes: int
     on_first_node: str
     config: Path
@@ -76,6 +78,8 @@ class Start:
         if self.deepspeed is not None:
             name, resolved = self.deepspeed
             parts.append(f"# {name}, with the recipe's values filled in\n{json.dumps(resolved, indent=2)}")
+        if self.is_slurm:
+            parts.append(f"# {_name(BATCH_SCRIPT)}\n{BATCH_SCRIPT.read_text('utf-8').rstrip()}")
         return "\n\n".join(parts) + "\n"
 
 
@@ -85,7 +89,7 @@ def plan_start(recipe: Recipe, arguments: list[str], cluster: Cluster) -> Start:
     Raises ConfigError for what would fail on the nodes: packs that cannot be shared out, a DeepSpeed file that contradicts the
     recipe, hpZ on other nodes than it was made for.
     """
-    config = configuration(recipe.distributed.strategy, cluster)
+    config = configuration(_possible(recipe.distributed.strategy, cluster), cluster)
     shape = StepShape(
         packs_per_step=recipe.train.packs_per_step,
         world_size=cluster.ranks,
@@ -99,13 +103,22 @@ def plan_start(recipe: Recipe, arguments: list[str], cluster: Cluster) -> Start:
         deepspeed = (_name(file), resolve(read_file(file), shape, where=_name(file)))
         _check_hpz(*deepspeed, cluster)
     task = [config.stem, *arguments]
-    by_hand = cluster.nodes > 1 and not cluster.slurm
-    return Start(_commands(task, cluster), by_hand, cluster.nodes, _first_node_command(task, cluster), config, deepspeed)
+    return Start(
+        commands=_commands(task, cluster),
+        by_hand=cluster.nodes > 1 and not cluster.slurm,
+        is_slurm=cluster.slurm,
+        nodes=cluster.nodes,
+        on_first_node=_first_node_command(task, cluster),
+        config=config,
+        deepspeed=deepspeed,
+    )
 
 
 def execute(command: Command) -> int:
     """Run a command to its end and return its exit code. Signals are passed on to all that it starts. Raises ConfigError."""
-    environment = {**os.environ, **command.environment}
+    # The commands of this environment, also where nobody has activated it.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "PATH": path, **command.environment}
     try:
         process = subprocess.Popen(command.arguments, env=environment, process_group=0)
     except FileNotFoundError as error:
@@ -114,9 +127,8 @@ def execute(command: Command) -> int:
         raise ConfigError("not installed", where=program, hint=hint) from error
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        # Whoever closes the terminal wants the run to save and end, as with SIGTERM.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM if number == signal.SIGHUP else number)
+        # launch/node.sh takes it on. Whoever closes the terminal wants the run to save and end, as with SIGTERM.
+        process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
@@ -124,31 +136,43 @@ def execute(command: Command) -> int:
 
 
 def _commands(task: list[str], cluster: Cluster) -> list[Command]:
-    per_node = {"GPUS_PER_NODE": str(cluster.gpus_per_node)}
     if cluster.slurm:
-        resources = [f"--nodes={cluster.nodes}", f"--gpus-per-node={cluster.gpus_per_node}"]
-        sbatch = ["sbatch", *resources, *cluster.sbatch_options, str(BATCH_SCRIPT), *task]
-        return [Command(sbatch, {**per_node, "GUARDTRAIN_ROOT": str(ROOT)})]
-    if cluster.nodes == 1:
-        return [Command(["bash", str(NODE_SCRIPT), *task], per_node)]
-    return [
-        Command(["bash", str(NODE_SCRIPT), *task], {**_by_hand(node, cluster.nodes), **per_node}) for node in range(cluster.nodes)
-    ]
+        here = f"--export=ALL,GUARDTRAIN_ROOT={ROOT},GPUS_PER_NODE={cluster.gpus_per_node}"
+        asks_itself = any(option.startswith(("--gres", "--gpus")) for option in cluster.sbatch_options)
+        gpus = [] if asks_itself else [f"--gpus-per-node={cluster.gpus_per_node}"]
+        return [Command(["sbatch", f"--nodes={cluster.nodes}", *gpus, here, *cluster.sbatch_options, str(BATCH_SCRIPT), *task])]
+    return [Command(["bash", str(NODE_SCRIPT), *task], _by_hand(node, cluster)) for node in range(cluster.nodes)]
 
 
-def _by_hand(node: int, nodes: int) -> dict[str, str]:
-    return {"NNODES": str(nodes), "NODE_RANK": str(node), "MASTER_ADDR": "FIRST_HOST"}
+def _by_hand(node: int, cluster: Cluster) -> dict[str, str]:
+    """What launch/node.sh is told on a host; the number of nodes too, or it would take that of a Slurm job around it."""
+    meeting = {"NODE_RANK": str(node), "MASTER_ADDR": "FIRST_HOST"} if cluster.nodes > 1 else {}
+    return {"NNODES": str(cluster.nodes), **meeting, "GPUS_PER_NODE": str(cluster.gpus_per_node)}
 
 
 def _first_node_command(task: list[str], cluster: Cluster) -> str:
-    """The line that launch/node.sh runs on the first node, asked of the script itself."""
+    """The line that launch/node.sh runs on the first node, asked of the script itself; names in capitals are known there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    environment |= {"DRY_RUN": "1", "GPUS_PER_NODE": str(cluster.gpus_per_node)}
-    environment |= _by_hand(0, cluster.nodes) if cluster.nodes > 1 else {}
+    environment |= {"DRY_RUN": "1"} | (_in_slurm(cluster) if cluster.slurm else _by_hand(0, cluster))
     done = subprocess.run(["bash", str(NODE_SCRIPT), *task], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(done.stderr.strip(), where=str(NODE_SCRIPT))
     return done.stdout.strip()
+
+
+def _in_slurm(cluster: Cluster) -> dict[str, str]:
+    job = {"SLURM_JOB_ID": "0", "SLURM_JOB_NODELIST": "NODES", "SLURM_STEP_NUM_NODES": str(cluster.nodes), "SLURM_NODEID": "0"}
+    places = {"MASTER_ADDR": "FIRST_NODE", "MASTER_PORT": "PORT", "GUARDTRAIN_LOG_DIR": "logs/JOB-ranks"}
+    return {**job, **places, "GPUS_PER_NODE": str(cluster.gpus_per_node)}
+
+
+def _possible(strategy: str, cluster: Cluster) -> str:
+    """The strategy, or none where DeepSpeed is not installed and there is nothing to share. Raises ConfigError."""
+    if not strategy.startswith("zero") or importlib.util.find_spec("deepspeed") is not None:
+        return strategy
+    if cluster.ranks > 1:
+        raise ConfigError("needs deepspeed", where=f"distributed.strategy={strategy}", hint="pip install deepspeed, or ddp")
+    return "auto"  # the run itself says that it does without
 
 
 def configuration(strategy: str, cluster: Cluster) -> Path:

@@ -11,6 +11,7 @@ import os
 import resource
 import socket
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from guardtrain.distributed.ranks import gather, launched
+from guardtrain.distributed.ranks import gather, launched, together
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "guardtrain")
 MAX_SKEW_SECONDS = 5.0
 MIB = 2**20
 PROBE_BYTES = 64 * MIB
+LISTING_SECONDS = 10.0  # a network disk may show a new file only after a while
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +88,12 @@ def collect(run_folder: Path) -> list[Facts]:
 def _sees_shared(folder: Path) -> bool:
     """Whether this rank finds a file that the main rank makes for a moment."""
     is_main = launched().is_main
-    probe = gather(folder / f".guardtrain-preflight-{os.getpid()}")[0]
+    probe = gather(folder / f".guardtrain-preflight-{uuid.uuid4().hex}")[0]
     try:
-        if is_main:
-            probe.touch()
-        gather(None)
-        seen: bool = probe.exists()
+        together(lambda: probe.touch() if is_main else None)
+        deadline = time.monotonic() + LISTING_SECONDS
+        while not (seen := bool(probe.exists())) and time.monotonic() < deadline:
+            time.sleep(0.2)
         gather(None)
     finally:
         if is_main:
@@ -105,8 +107,12 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def judge(facts: Sequence[Facts], *, checkpoint_bytes: int, pinned_bytes: int = 0) -> Iterator[Finding]:
-    """What stands out. checkpoint_bytes: predicted size of one checkpoint; pinned_bytes: a rank's pinned memory under offload."""
+def judge(facts: Sequence[Facts], *, checkpoint_bytes: int, copies: int = 1, pinned_bytes: int = 0) -> Iterator[Finding]:
+    """What stands out.
+
+    checkpoint_bytes: predicted size of one checkpoint; copies: how many more will lie there at once; pinned_bytes: a rank's
+    pinned memory under offload.
+    """
     for field in ("devices", "versions"):
         values = {each.rank: getattr(each, field) for each in facts}
         usual, _ = Counter(map(repr, values.values())).most_common(1)[0]
@@ -117,9 +123,8 @@ def judge(facts: Sequence[Facts], *, checkpoint_bytes: int, pinned_bytes: int = 
     main = facts[0]
     for each in _one_a_host(each for each in facts if abs(each.clock - main.clock) > MAX_SKEW_SECONDS):
         yield Finding(each.host, f"its clock is {each.clock - main.clock:+.0f} s off the main rank's", is_bad=False)
-    # Two at a time: the new one is whole before the oldest goes.
-    if main.free_bytes < 2 * checkpoint_bytes:
-        yield Finding("", f"{_readable(main.free_bytes)} free for checkpoints of {_readable(checkpoint_bytes)}, two at a time")
+    if main.free_bytes < copies * checkpoint_bytes:
+        yield Finding("", f"{_readable(main.free_bytes)} free for {copies} checkpoints of {_readable(checkpoint_bytes)} each")
     if main.free_inodes < 1000:
         yield Finding("", f"{main.free_inodes} inodes free on the run folder's disk")
     for each in _one_a_host(each for each in facts if 0 <= each.memlock_bytes < pinned_bytes):

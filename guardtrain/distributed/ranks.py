@@ -6,8 +6,10 @@ Python values travel over gloo, so that ranks can still talk about what went wro
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from accelerate import PartialState
 from guardtrain.errors import DistributedError, GuardtrainError
 
 Result = TypeVar("Result")
+
+LEAVING_SECONDS = 10.0
+STORE_SECONDS = 0.2  # between two looks whether the main rank is done
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ def join(*, timeout_seconds: float) -> Ranks:
     if not ranks.launched or dist.is_initialized():
         return ranks
     has_gpu = torch.cuda.is_available()
+    if has_gpu and ranks.local_index >= torch.cuda.device_count():
+        where, expected = f"rank {ranks.index}", f"at most {torch.cuda.device_count()} ranks on this machine"
+        raise DistributedError("no GPU is left for it", where=where, expected=expected, found=f"rank {ranks.local_index} of them")
     timeout = timedelta(seconds=timeout_seconds)
     # DeepSpeed's groups are clones without a timeout of their own: they take torch's default.
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
@@ -101,9 +109,19 @@ def _tell_accelerate(has_gpu: bool) -> None:
 
 
 def leave() -> None:
-    """Part from the other ranks, all at once. Not after an error: parting waits for ranks that may wait for this one."""
+    """Part from the other ranks, all at once. Not after an error of this rank alone: the others may wait for it elsewhere."""
     if dist.is_initialized():
+        _meet_in_the_store()
         dist.destroy_process_group()
+
+
+def _meet_in_the_store() -> None:
+    """Wait for all ranks, for a while: one that is gone too soon resets connections that another one is still reading from."""
+    store, ranks = dist.distributed_c10d._get_default_store(), launched()
+    keys = [f"guardtrain/leaving/{rank}" for rank in range(ranks.size)]
+    with contextlib.suppress(RuntimeError):  # the store's host is gone: nobody is left to wait for
+        store.set(keys[ranks.index], "1")
+        store.wait(keys, timedelta(seconds=LEAVING_SECONDS))
 
 
 def wait_for_main(action: Callable[[], Result], name: str) -> Result | None:
@@ -115,7 +133,8 @@ def wait_for_main(action: Callable[[], Result], name: str) -> Result | None:
         return action()
     store, key = dist.distributed_c10d._get_default_store(), f"guardtrain/{name}"
     if not launched().is_main:
-        store.wait([key], timedelta(days=30))
+        while not store.check([key]):  # a store whose host is gone raises
+            time.sleep(STORE_SECONDS)
         return None
     try:
         return action()
@@ -149,23 +168,23 @@ def barrier() -> None:
 def together(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank. Where it fails on one, all of them raise, so that nobody waits for a rank that is gone.
 
-    Raises this rank's own GuardtrainError, else DistributedError with the first other rank's. The main rank is the one to print
-    it: on the others the error is marked as said.
+    Raises this rank's own GuardtrainError, or OSError as DistributedError, else the first other rank's. The main rank is the one
+    to print it: on the others the error is marked as said.
     """
-    result, failed = None, None
+    result: Result | None = None
+    failed: GuardtrainError | None = None
     try:
         result = action()
     except GuardtrainError as error:
         failed = error
-    lines = gather(None if failed is None else str(failed))
-    if failed is None:
-        for rank, line in enumerate(lines):
-            if line is not None:
-                failed = DistributedError("another rank cannot go on", where=f"rank {rank}", found=line)
-                break
-    if failed is not None:
-        failed.is_said, failed.is_agreed = not launched().is_main, True
-        raise failed
+    except OSError as error:
+        where = str(error.filename or f"rank {launched().index}")
+        failed = DistributedError("cannot be read or written", where=where, found=error.strerror or str(error))
+    errors: list[GuardtrainError | None] = gather(failed)
+    first = failed or next((error for error in errors if error is not None), None)
+    if first is not None:
+        first.is_said, first.is_agreed = not launched().is_main, True
+        raise first
     return result  # type: ignore[return-value]  # None only where `action` returns it
 
 

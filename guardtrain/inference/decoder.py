@@ -68,7 +68,7 @@ class TreeDecoder:
             self._cache.crop(-surplus)  # negative: how many tokens to remove
             self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
         owner_Q, position_Q = torch.tensor(owners, device=self.device), torch.tensor(positions, device=self.device)
         num_cached = len(self._owner_K)

@@ -19,7 +19,7 @@ def prepare_for_training(model: Any, config: ModelConfig, trained_dtype: torch.d
         return model.to(trained_dtype)
     if config.method == "freeze":
         return _train_last_layers(model, config.trained_layers, trained_dtype)
-    return _add_lora(model, config)
+    return _add_lora(model, config, trained_dtype)
 
 
 def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
@@ -29,7 +29,7 @@ def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
     return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
 
 
-def _add_lora(model: Any, config: ModelConfig) -> Any:
+def _add_lora(model: Any, config: ModelConfig, trained_dtype: torch.dtype) -> Any:
     from peft import LoraConfig, get_peft_model
 
     _keep_a_backward(model)
@@ -44,7 +44,8 @@ def _add_lora(model: Any, config: ModelConfig) -> Any:
         target_modules=targets,
     )
     try:
-        return get_peft_model(model, lora)
+        # Else peft makes float32 of adapters, which DeepSpeed's engine leaves so under ZeRO-3 and rounds under the other stages.
+        return get_peft_model(model, lora, autocast_adapter_dtype=trained_dtype is torch.float32)
     except ValueError as error:  # peft names the targets that it did not find
         raise ConfigError(str(error).splitlines()[0], where="model.lora_targets") from error
 

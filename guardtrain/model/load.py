@@ -74,7 +74,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bool = False, attention: str = "sdpa") -> Any:
-    """The causal language model of `config`, on the CPU in `weights_dtype`, not yet prepared for training.
+    """The causal language model of `config` in `weights_dtype`, not yet prepared for training: on the CPU, 4-bit weights on a GPU
+    where there is one, under ZeRO-3 shared out among the ranks.
 
     attention: "sdpa" for inference, a backend's `registered_name` for training on packs.
     quantized: load as 4-bit NF4 with double quantisation (bitsandbytes), computing in `weights_dtype`.

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from guardtrain.distributed.preemption import StopRequests
+from guardtrain.distributed.preemption import StopReason, StopRequests
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             return
         record: dict[str, Any] = {"step": state.global_step, "seconds": round(time.perf_counter() - self._start, 2), **logs}
         if "loss" in logs:
-            record["tokens_per_second"] = round(self._tokens_per_second(), 1)
+            record["tokens_per_second"] = round(self._tokens_per_second() * args.world_size, 1)  # packs are about alike
         append_json_line(self.path, record)
 
     def _tokens_per_second(self) -> float:
@@ -80,7 +80,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         if state.is_world_process_zero:
-            rate = (self.count_tokens() - self._tokens) / max(time.perf_counter() - self._start, 1e-9)
+            rate = (self.count_tokens() - self._tokens) * args.world_size / max(time.perf_counter() - self._start, 1e-9)
             status = f"loss {self._loss:.3f}  {rate:,.0f} tokens/s"
             self.progress.update(self._task, completed=state.global_step, status=status)
 
@@ -160,7 +160,7 @@ class StopWhenAsked(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, requests: StopRequests) -> None:
         self.requests = requests
-        self.reason: str | None = None
+        self.reason: StopReason | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the signals over."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guardtrain.config import Recipe
-from guardtrain.distributed.checkpoint import predicted_bytes
+from guardtrain.distributed.checkpoint import checkpoints, predicted_bytes
 from guardtrain.distributed.engine import launched_file, offloaded_bytes, read_file, zero_stage
 from guardtrain.distributed.preflight import Facts, Finding, collect, exclude_line, judge
 from guardtrain.distributed.ranks import barrier, gather, join, leave, main_first, together
@@ -66,7 +66,10 @@ def preflight(recipe: Recipe, precision: Precision) -> tuple[list[Facts], list[F
         zero_stage=None if deepspeed is None else zero_stage(deepspeed),
     )
     pinned = 0 if deepspeed is None else offloaded_bytes(deepspeed, trained, total, precision.compute.itemsize) // len(facts)
-    return facts, list(judge(facts, checkpoint_bytes=checkpoint, pinned_bytes=pinned))
+    # The new one is whole before the oldest goes; those of a run that is resumed lie there already.
+    lying_there = len(checkpoints(Path(recipe.run_dir) / "checkpoints"))
+    copies = max(1, recipe.output.keep_checkpoints + 1 - lying_there)
+    return facts, list(judge(facts, checkpoint_bytes=checkpoint, copies=copies, pinned_bytes=pinned))
 
 
 def facts_table(facts: Sequence[Facts]) -> Table:

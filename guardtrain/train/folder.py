@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from guardtrain.config import Recipe
-from guardtrain.distributed.checkpoint import PARTIAL, Skipped, checkpoints, newest_valid
+from guardtrain.distributed.checkpoint import PARTIAL, Skipped, checkpoints, newest_valid, set_aside_after
 from guardtrain.errors import CheckpointError, ConfigError
 from guardtrain.model.precision import DtypeName
 from guardtrain.overrides import dump_recipe, load_recipe, recipe_to_tree
@@ -126,6 +126,7 @@ class RunFolder:
     def start(self, recipe: Recipe, state: RunState, *, resumed_step: int | None) -> None:
         """Make the folder ready: empty, with the resolved recipe and the state in it, or as it was after `resumed_step`."""
         if resumed_step is not None:
+            set_aside_after(self.checkpoints, resumed_step)
             self._forget_after(resumed_step)
             return
         if self.root.exists():
@@ -151,7 +152,7 @@ class RunFolder:
             return
         kept = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         partial = self.metrics.with_name(f"{PARTIAL}{self.metrics.name}")

@@ -17,7 +17,7 @@ from guardtrain.data.collate import Collator
 from guardtrain.data.template import GuardTemplate
 from guardtrain.distributed.checkpoint import PARTIAL, read_manifest, step_of
 from guardtrain.distributed.engine import StepShape, launched_file, on_nvme, read_file, resolve, zero_stage
-from guardtrain.distributed.ranks import Ranks, barrier, gather, join, main_first, together, wait_for_main
+from guardtrain.distributed.ranks import Ranks, gather, join, main_first, together, wait_for_main
 from guardtrain.distributed.universal import convert, loading_universal
 from guardtrain.errors import CheckpointError, ConfigError, DistributedError
 from guardtrain.evaluate.runner import EvaluationMode
@@ -73,7 +73,7 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
     folder = RunFolder(Path(recipe.run_dir))
     together(lambda: _check(recipe, folder, resume=resume))
     # A machine under load could measure another format now than when the run began, and another rank's machine another still.
-    wanted = folder.state.dtype if resume else recipe.model.dtype
+    wanted = together(lambda: folder.state.dtype) if resume else recipe.model.dtype
     precision = gather(choose_precision(wanted))[0]
     backend, why_backend = choose_backend(recipe.model.attention, device=_device(), dtype=precision.compute)
     tokenizer = main_first(lambda: load_tokenizer(recipe.model.name, recipe.model.revision))
@@ -88,12 +88,10 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
         deepspeed = loading_universal(deepspeed or {})
     # Before the model: under ZeRO-3 its weights are shared out while they are loaded.
     arguments = training_arguments(recipe, folder, stream, precision, ranks, deepspeed)
-    model = together(lambda: _build_model(recipe, precision, backend, uses_deepspeed=deepspeed is not None))
+    model = _build_model_on_all(recipe, precision, backend, deepspeed)
     together(lambda: _check_context(recipe, template, model, backend))
-    if ranks.is_main:
-        folder.start(recipe, state, resumed_step=None if checkpoint is None else step_of(checkpoint))
-        rows.write_rejects()
-    barrier()
+    resumed_step = None if checkpoint is None else step_of(checkpoint)
+    together(lambda: _begin(folder, recipe, state, rows, resumed_step) if ranks.is_main else None)
     return Job(
         recipe=recipe,
         ranks=ranks,
@@ -119,6 +117,11 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
         model=model,
         modes=modes,
     )
+
+
+def _begin(folder: RunFolder, recipe: Recipe, state: RunState, rows: Rows, resumed_step: int | None) -> None:
+    folder.start(recipe, state, resumed_step=resumed_step)
+    rows.write_rejects()
 
 
 def said_of_ranks(recipe: Recipe, ranks: Ranks, deepspeed: dict[str, Any] | None) -> str:
@@ -214,6 +217,16 @@ def _build_model(recipe: Recipe, precision: Precision, backend: Backend, *, uses
     return prepare_for_training(model, recipe.model, weights_dtype if uses_deepspeed else torch.float32)
 
 
+def _build_model_on_all(recipe: Recipe, precision: Precision, backend: Backend, deepspeed: dict[str, Any] | None) -> Any:
+    """Build it so that no rank waits for one that failed."""
+
+    def build() -> Any:
+        return _build_model(recipe, precision, backend, uses_deepspeed=deepspeed is not None)
+
+    # Under ZeRO-3 loading is made of collectives: a rank that fails cannot meet the others. It ends, and its launcher ends them.
+    return build() if zero_stage(deepspeed or {}) == 3 else together(build)
+
+
 def _check_context(recipe: Recipe, template: Template, model: Any, backend: Backend) -> None:
     """The longest row that the recipe admits must fit the positions that the model was made for."""
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -258,6 +271,7 @@ def training_arguments(
         per_device_train_batch_size=1,  # one pack
         gradient_accumulation_steps=train.packs_per_step // ranks.size,
         max_steps=stream.num_steps,
+        ddp_find_unused_parameters=False,  # there are none; looking for them walks the whole graph at every step
         ddp_timeout=round(recipe.distributed.timeout_seconds),
         learning_rate=train.learning_rate,
         lr_scheduler_type="cosine",

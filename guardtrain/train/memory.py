@@ -31,15 +31,17 @@ def keep_freed_memory() -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the host's memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    signs = ("DefaultCPUAllocator", "CUDA error: out of memory", "ALLOC_FAILED", "Cuda failure 'out of memory'")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def advice(recipe: Recipe, trained: int, total: int, *, ranks: int, zero_stage: int) -> Iterator[str]:
     """Which settings make the run smaller, and by how much, the gentlest first.
 
-    trained, total: parameters. AdamW in mixed precision takes 16 bytes for each trained one: weight, gradient, two moments.
+    trained, total: parameters. AdamW in mixed precision takes 16 bytes for each trained one: weight, gradient, two moments. A
+    frozen one takes 2.
     """
-    train, states = recipe.train, 16 * trained / GIB
+    train, states = recipe.train, (16 * trained + 2 * (total - trained)) / GIB
     if not train.gradient_checkpointing:
         yield "train.gradient_checkpointing=true keeps the activations of one layer at a time, for a third more computing"
     if (half := train.pack_tokens // 2) >= 256:

@@ -14,9 +14,10 @@ from guardtrain.config import Recipe
 from guardtrain.evaluate.report import evaluate_shown, measures_table
 from guardtrain.evaluate.runner import Evaluation, scores_of
 from guardtrain.inference.guards import load_guard
+from guardtrain.train.finish import Outcome
 from guardtrain.train.job import evaluation_modes
 from guardtrain.train.rows import build_template, load_rows, measured_rows
-from guardtrain.train.run import Outcome, run
+from guardtrain.train.run import run
 from guardtrain.types import Label, prompt_text
 
 

@@ -5,43 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import send_to_device
 from rich.console import Console
 from transformers import set_seed
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from guardtrain.config import Recipe
-from guardtrain.data.packing import layout
 from guardtrain.data.template import GuardTemplate
 from guardtrain.distributed.checkpoint import checkpoints
 from guardtrain.distributed.mirror import Mirror
-from guardtrain.distributed.preemption import requests_of_the_job
-from guardtrain.distributed.ranks import gather, join, launched, leave, together, wait_for_main
-from guardtrain.distributed.weights import Weights, weights_to_save, write_model
-from guardtrain.distributed.whereabouts import failed_collective
-from guardtrain.errors import CheckpointError, TrainingError
-from guardtrain.evaluate.report import evaluate_shown
-from guardtrain.evaluate.runner import Evaluation, choose_thresholds
-from guardtrain.inference.guards import Guard, GuardSettings, load_guard
+from guardtrain.distributed.preemption import StopReason, requests_of_the_job
+from guardtrain.distributed.ranks import gather, join, launched, leave, wait_for_main
+from guardtrain.distributed.whereabouts import Whereabouts, failed_collective
+from guardtrain.errors import TrainingError
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import trainable_parameters
-from guardtrain.model.load import lasting_name, quiet_progress_bars
-from guardtrain.model.loss import chunkable_head, pack_loss_sum
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopWhenAsked
+from guardtrain.train.finish import Outcome, finish, held_out_loss, release, save_model
 from guardtrain.train.folder import RunFolder
-from guardtrain.train.job import Job, build_job, trained_modes
+from guardtrain.train.job import Job, build_job
 from guardtrain.train.memory import advice, is_out_of_memory, keep_freed_memory
-from guardtrain.train.rows import build_tree, measured_rows, watch_slice
+from guardtrain.train.rows import watch_slice
 from guardtrain.train.trainer import PackTrainer
 from guardtrain.types import Label, Mode
 
@@ -49,21 +38,6 @@ from guardtrain.types import Label, Mode
 MIRROR_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """finished: False when the run was asked to stop early, stopped_by: by what.
-
-    guard and evaluation (held-out rows): None for task instruct, and on every rank but the main one, which alone measures.
-    """
-
-    folder: RunFolder
-    finished: bool
-    summary: dict[str, Any]
-    guard: Guard | None = None
-    evaluation: Evaluation | None = None
-    stopped_by: str | None = None
 
 
 def run(recipe: Recipe, *, resume: bool | Literal["auto"] = False, console: Console) -> Outcome:
@@ -119,51 +93,52 @@ def _say_plan(job: Job) -> None:
 
 
 def _train_and_measure(job: Job, *, console: Console) -> Outcome:
-    trainer, watch, stop = _build_trainer(job, console)
+    whereabouts = Whereabouts(job.recipe.distributed.timeout_seconds)
+    try:
+        return _train_and_save(job, whereabouts, console)
+    except RuntimeError as error:
+        raise _out_of_memory(error, job, whereabouts) or failed_collective(error, whereabouts) or error from error.__cause__
+    finally:
+        whereabouts.close()
+
+
+def _train_and_save(job: Job, whereabouts: Whereabouts, console: Console) -> Outcome:
+    trainer, watch, stop = _build_trainer(job, whereabouts, console)
     if job.checkpoint:
         log.info("resuming from %s", job.checkpoint)
     # DeepSpeed's engine has not placed the weights yet, and ZeRO-3 has split them already.
-    loss_before = None if job.deepspeed is not None else _held_out_loss(job)
+    loss_before = None if job.deepspeed is not None else held_out_loss(job)
     if not torch.cuda.is_available():
         keep_freed_memory()
     start = time.perf_counter()
-    try:
-        resumed = job.universal or job.checkpoint
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    except RuntimeError as error:
-        raise _out_of_memory(error, job, trainer) or failed_collective(error, trainer.whereabouts) or error from error
-    finally:
-        trainer.whereabouts.close()
+    resumed = job.universal or job.checkpoint
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     summary = _training_summary(job, trainer, time.perf_counter() - start)
     if stop.reason is not None and trainer.state.global_step < job.stream.num_steps:
-        step, steps = trainer.state.global_step, job.stream.num_steps
-        log.warning("stopped at step %d of %d (%s); --resume continues", step, steps, stop.reason)
-        if trainer.mirror is not None:
-            trainer.mirror.finish(MIRROR_SECONDS)
-        return Outcome(job.folder, finished=False, summary=summary, stopped_by=stop.reason)
+        return _stopped(job, trainer, stop.reason, summary)
     if watch and not watch.seen:  # resumed after the last step: the mark of the run must not get lost
         watch.look(trainer.state.global_step, is_main=job.ranks.is_main)
-    collapsed = watch.problem if watch else None
-    _save_model(job, trainer.accelerator.unwrap_model(trainer.model), collapsed)
-    losses = {"before": loss_before, "after": _held_out_loss(job)}
-    unset_hf_deepspeed_config()  # what is loaded from here on is loaded whole
-    outcome = wait_for_main(lambda: _finished(job, summary, losses, console), "measured")
-    if trainer.mirror is not None:
-        trainer.mirror.finish()
+    whereabouts.at("saving the model")
+    save_model(job, trainer.accelerator.unwrap_model(trainer.model), watch.problem if watch else None)
+    if (loss_after := held_out_loss(job)) is not None:
+        summary["held_out_loss"] = {"before": loss_before, "after": loss_after}
+    mirror = trainer.mirror
+    release(job, trainer)
+    whereabouts.close()  # from here on others wait for the main rank, for as long as it takes
+    outcome = wait_for_main(lambda: finish(job, summary, mirror, console), "measured")
     return outcome or Outcome(job.folder, True, summary)
 
 
-def _finished(job: Job, summary: dict[str, Any], losses: dict[str, float | None], console: Console) -> Outcome:
-    """Measure what was saved and write the summary."""
-    if isinstance(job.template, GuardTemplate):
-        outcome = _measure(job, summary, console)
-    else:
-        outcome = Outcome(job.folder, True, {**summary, "held_out_loss": losses})
-    job.folder.summary.write_text(json.dumps(outcome.summary, indent=2) + "\n", encoding="utf-8")
-    return outcome
+def _stopped(job: Job, trainer: PackTrainer, reason: StopReason, summary: dict[str, Any]) -> Outcome:
+    log.warning("stopped at step %d of %d (%s); --resume continues", trainer.state.global_step, job.stream.num_steps, reason.text)
+    if trainer.mirror is not None:
+        trainer.mirror.finish(MIRROR_SECONDS)
+    return Outcome(job.folder, finished=False, summary=summary, stopped_by=reason)
 
 
-def _build_trainer(job: Job, console: Console) -> tuple[PackTrainer, CollapseWatch | None, StopWhenAsked]:
+def _build_trainer(
+    job: Job, whereabouts: Whereabouts, console: Console
+) -> tuple[PackTrainer, CollapseWatch | None, StopWhenAsked]:
     trainer = PackTrainer(
         model=job.model,
         args=job.arguments,
@@ -171,6 +146,7 @@ def _build_trainer(job: Job, console: Console) -> tuple[PackTrainer, CollapseWat
         data_collator=job.collator,
         processing_class=job.tokenizer,
         keep_checkpoints=job.recipe.output.keep_checkpoints,
+        whereabouts=whereabouts,
         rows_of_pack=lambda pack: [job.rows.train[row].where for row in job.stream.packs[pack]],
         mirror=_mirror(job),
         universal=job.universal,
@@ -191,13 +167,13 @@ def _build_trainer(job: Job, console: Console) -> tuple[PackTrainer, CollapseWat
     return trainer, watch, stop
 
 
-def _out_of_memory(error: RuntimeError, job: Job, trainer: PackTrainer) -> TrainingError | None:
+def _out_of_memory(error: RuntimeError, job: Job, whereabouts: Whereabouts) -> TrainingError | None:
     if not is_out_of_memory(error):
         return None
     trained, total = trainable_parameters(job.model)
     return TrainingError(
         "out of memory",
-        where=f"rank {job.ranks.index}, {trainer.whereabouts.what}",
+        where=f"rank {job.ranks.index}, {whereabouts.what}",
         found=str(error).splitlines()[0],
         hint="; ".join(advice(job.recipe, trained, total, ranks=job.ranks.size, zero_stage=job.zero_stage)),
     )
@@ -234,7 +210,8 @@ def _build_watch(job: Job, trainer: PackTrainer) -> CollapseWatch | None:
 
 
 def _training_summary(job: Job, trainer: PackTrainer, seconds: float) -> dict[str, Any]:
-    """What this process did; figures of a resumed run are those since it resumed."""
+    """What all ranks did; figures of a resumed run are those since it resumed."""
+    tokens = sum(gather(trainer.computed_tokens))
     return {
         "recipe": job.recipe.name,
         "steps": trainer.state.global_step,
@@ -242,77 +219,7 @@ def _training_summary(job: Job, trainer: PackTrainer, seconds: float) -> dict[st
         "held_out_rows": len(job.rows.validation),
         "compute_dtype": job.precision.name,
         "train_seconds": round(seconds, 1),
-        "computed_tokens": trainer.computed_tokens,
-        "tokens_per_second": round(trainer.computed_tokens / seconds, 1),
+        "computed_tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
         "final_loss": next((record["loss"] for record in reversed(trainer.state.log_history) if "loss" in record), None),
     }
-
-
-def _save_model(job: Job, model: Any, collapsed: str | None) -> None:
-    """Write `model/` whole or not at all: weights or adapter, tokenizer, guard.json."""
-    weights = weights_to_save(model, job.zero_stage)
-    together(lambda: _write_model(job, model, weights, collapsed) if job.ranks.is_main else None)
-
-
-def _write_model(job: Job, model: Any, weights: Weights | None, collapsed: str | None) -> None:
-    partial = job.folder.root / "tmp-model"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with quiet_progress_bars():
-            write_model(model, partial, weights)
-        job.tokenizer.save_pretrained(partial)
-        if isinstance(job.template, GuardTemplate):
-            _settings(job, collapsed).write(partial)
-        shutil.rmtree(job.folder.model, ignore_errors=True)
-        partial.rename(job.folder.model)
-    except (OSError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        hint = f"the last checkpoint in {job.folder.checkpoints} is intact; make room and --resume"
-        raise CheckpointError("the model could not be written", where=str(job.folder.model), found=first, hint=hint) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _settings(job: Job, collapsed: str | None) -> GuardSettings:
-    task = job.recipe.task
-    return GuardSettings(
-        base_model=lasting_name(job.recipe.model.name),
-        revision=job.recipe.model.revision,
-        method=job.recipe.model.method,
-        policy=task.policy,
-        modes=trained_modes(job.recipe, job.rows.train),
-        max_reason_tokens=task.max_reason_tokens,
-        max_prompt_tokens=job.recipe.data.max_prompt_tokens,
-        target_fpr=job.recipe.evaluate.target_fpr,
-        collapsed=collapsed,
-    )
-
-
-@torch.inference_mode()
-def _held_out_loss(job: Job) -> float | None:
-    """Mean loss over the supervised tokens of held-out instruct rows; None for task guard, which has better measures."""
-    if isinstance(job.template, GuardTemplate):
-        return None
-    job.model.eval()
-    device, head = next(job.model.parameters()).device, chunkable_head(job.model)
-    loss = weight = 0.0
-    for row in job.rows.validation:
-        pack = layout([build_tree(job.template, row, job.recipe.task.modes)])
-        inputs = send_to_device(job.collator([pack]), device)
-        weight += float(inputs["weights"].sum())
-        loss += float(pack_loss_sum(job.model, inputs, head))
-    return loss / weight
-
-
-def _measure(job: Job, summary: dict[str, Any], console: Console) -> Outcome:
-    """Load what was saved, measure it on the held-out rows, and write thresholds that were chosen there into guard.json."""
-    guard = load_guard(str(job.folder.root))
-    settings = job.recipe.evaluate
-    held_out = measured_rows(job.rows, settings.max_rows, seed=job.recipe.data.seed)
-    scorer = guard.scorer(settings.pack_tokens)
-    evaluation = evaluate_shown("measure the guard", scorer, held_out, job.modes, console=console)
-    thresholds = choose_thresholds(evaluation, settings.target_fpr)
-    evaluation = evaluation.at(thresholds)
-    dataclasses.replace(guard.settings, thresholds=thresholds).write(job.folder.model)
-    summary = {**summary, "collapsed": guard.settings.collapsed, "held_out": evaluation.to_json(), "thresholds": thresholds}
-    return Outcome(job.folder, True, summary, guard, evaluation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from guardtrain.distributed.mirror import Mirror
 from guardtrain.distributed.ranks import any_rank, barrier, together
 from guardtrain.distributed.universal import mend_loaded
 from guardtrain.distributed.weights import is_adapter, save_adapter
-from guardtrain.distributed.whereabouts import Whereabouts
+from guardtrain.distributed.whereabouts import Whereabouts, failed_collective
 from guardtrain.errors import CheckpointError, TrainingError
 from guardtrain.model.load import quiet_progress_bars
 from guardtrain.model.loss import chunkable_head, pack_loss_sum
@@ -36,6 +37,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self,
         *args: Any,
         keep_checkpoints: int,
+        whereabouts: Whereabouts | None = None,
         rows_of_pack: Callable[[int], list[str]] = lambda pack: [],
         mirror: Mirror | None = None,
         universal: Path | None = None,
@@ -48,7 +50,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         super().__init__(*args, **kwargs)
         self.keep_checkpoints, self.rows_of_pack, self.mirror = keep_checkpoints, rows_of_pack, mirror
         self._universal = universal
-        self.whereabouts = Whereabouts(self.args.ddp_timeout)
+        self.whereabouts = whereabouts or Whereabouts(self.args.ddp_timeout)
         self._losses: list[tuple[int, torch.Tensor]] = []  # of this rank's packs in this step
         self.computed_tokens = 0  # on this rank, by this process: what throughput is measured with
         self._saving = False
@@ -69,7 +71,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._losses.append((inputs["index"], loss.detach()))
         return loss
 
-    def _refuse_nan(self) -> None:
+    def _refuse_nan_losses(self) -> None:
         """End on all ranks, before anything is saved, when the loss of a pack of this step is not a number."""
         losses, self._losses = self._losses, []
         bad = torch.stack([loss for _, loss in losses]).isfinite().logical_not().nonzero().flatten().tolist()
@@ -94,10 +96,25 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         return self.accelerator.gather(weight).sum() if self.args.world_size > 1 else weight
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """Clip, and end all ranks when there is nothing to clip by: a loss that is a number may have a gradient that is none."""
+        self._refuse_nan_losses()
+        self.whereabouts.at(f"step {self.state.global_step + 1}, optimizer")
+        norm = self._clipped(model)
+        # In float16 such a step is left out and the loss scaled down. DeepSpeed has gone on already, or says -1 for it.
+        if not self.args.fp16 and not 0 <= float(norm) < math.inf:
+            together(self._refuse_gradient)
+        return norm
+
+    def _refuse_gradient(self) -> None:
+        raise TrainingError(
+            "the gradient is not a number",
+            where=f"step {self.state.global_step + 1}",
+            hint="nothing was saved after it; a lower train.learning_rate, or model.dtype=float32",
+        )
+
+    def _clipped(self, model: Any) -> torch.Tensor:
         """Clip by a norm that is right on CPUs too, where torch sums float32 squares one after the other: 5e-4 off for a large
         embedding (2026-11, torch 2.13), so that DeepSpeed, which sums in float64, would clip otherwise than one process."""
-        self._refuse_nan()
-        self.whereabouts.at(f"step {self.state.global_step + 1}, optimizer")
         if self.args.device.type != "cpu" or self.is_deepspeed_enabled:
             norm: torch.Tensor = super()._clip_grad_norm(model)
             return norm
@@ -171,6 +188,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             if self.mirror is not None:
                 self.mirror.copy_later(checkpoint)
         except (OSError, RuntimeError) as error:  # safetensors and torch.save wrap a full disk in errors of their own
+            if isinstance(error, RuntimeError) and (lost := failed_collective(error, self.whereabouts)) is not None:
+                raise lost from error
             raise CheckpointError(
                 "the checkpoint could not be written",
                 where=f"step {self.state.global_step}",
@@ -180,4 +199,4 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         finally:
             self._saving = False
             if self.args.should_save:
-                prune(root, self.keep_checkpoints)
+                prune(root, self.keep_checkpoints, spare=self.mirror.copying if self.mirror is not None else None)

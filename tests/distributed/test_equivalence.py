@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,28 +12,74 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
+Launch = Callable[..., Launched]
+
 
 @pytest.fixture(scope="module")
-def alone(launch: Callable[..., Launched], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Launched]:
-    """One rank, four packs one after the other."""
-    folder = tmp_path_factory.mktemp("alone")
-    return {method: launch(folder / method, "cpu", *METHODS[method], processes=1) for method in METHODS}
+def alone(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Launched]:
+    """`alone("lora")`: one rank, all packs of a step one after the other; each kind of run once."""
+    runs: dict[tuple[str, ...], Launched] = {}
+
+    def call(*overrides: str) -> Launched:
+        if overrides not in runs:
+            runs[overrides] = launch(tmp_path_factory.mktemp("alone") / "run", "cpu", *overrides, processes=1)
+        return runs[overrides]
+
+    return call
 
 
-SHAPES = [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3_offload", 2), ("ddp", 4), ("zero3", 4)]
+# One rank accumulates four packs, two ranks two each, four ranks one each.
+SHAPES = [("ddp", 2), ("ddp", 4), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3", 4)]
+SHAPES += [("zero2_offload", 2), ("zero3_offload", 2)]
+MATRIX = [(*shape, method) for shape in SHAPES for method in ("full", "lora")]
+MATRIX += [(*shape, "qlora") for shape in (("ddp", 2), ("zero2", 2), ("zero3", 2))]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("config", "processes"), SHAPES)
+@pytest.mark.parametrize(("config", "processes", "method"), MATRIX)
 def test_ranks_train_as_one(
-    config: str, processes: int, method: str, alone: dict[str, Launched], launch: Callable[..., Launched], tmp_path: Path
+    config: str, processes: int, method: str, alone: Callable[..., Launched], launch: Launch, tmp_path: Path
 ) -> None:
     together = launch(tmp_path / "run", config, *METHODS[method], processes=processes)
+    expected = alone(*METHODS[method])
+    same_training(together, expected, STEPS)
+    assert weights_of(together) == pytest.approx(weights_of(expected), rel=1e-4)
+
+
+MANY_CHUNKS = ["data.train=starter", "data.max_rows=400", "train.pack_tokens=8192", "train.packs_per_step=2", "train.max_steps=3"]
+MANY_CHUNKS += ["task.max_reason_tokens=64", "evaluate.max_rows=20"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("config", ["ddp", "zero3"])
+def test_packs_whose_loss_comes_in_several_chunks(
+    config: str, tied: bool, alone: Callable[..., Launched], launch: Launch, qwen3_untied_folder: str, tmp_path: Path
+) -> None:
+    """The output layer is asked several times within a step, by the loss and, where it is tied, by the embedding."""
+    overrides = [*MANY_CHUNKS, *([] if tied else [f"model.name={qwen3_untied_folder}"])]
+    same_training(launch(tmp_path / "run", config, *overrides), alone(*overrides), 3)
+
+
+def test_the_collapse_watch_scores_with_split_weights(launch: Launch, alone: Callable[..., Launched], tmp_path: Path) -> None:
+    watching = ["train.watch_steps=10", "train.watch_rows=8"]
+    split, whole = launch(tmp_path / "run", "zero3", *watching), alone(*watching)
+    same_training(split, whole, STEPS)
+    seen = [watched(each.run) for each in (split, whole)]
+    assert [record["step"] for record in seen[0]] == [10, 20]
+    for key in ("watch_flagged", "watch_auroc", "watch_gap"):
+        assert [record[key] for record in seen[0]] == pytest.approx([record[key] for record in seen[1]], abs=1e-3)
+
+
+def same_training(together: Launched, alone: Launched, steps: int) -> None:
+    """The same loss and gradient norm at every step."""
     for key in ("loss", "grad_norm"):
-        expected, found = alone[method].curve(key), together.curve(key)
-        assert len(expected) == len(found) == STEPS
+        expected, found = alone.curve(key), together.curve(key)
+        assert len(expected) == len(found) == steps
         assert found == pytest.approx(expected, rel=TOLERANCE), key
-    assert weights_of(together) == pytest.approx(weights_of(alone[method]), rel=1e-4)
+
+
+def watched(run: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if "watch_gap" in record]
 
 
 def weights_of(launched: Launched) -> dict[str, float]:

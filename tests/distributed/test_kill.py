@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 KILLS = 30
 # A checkpoint after every step: most of the time goes into saving, so that kills hit it often.
-SETTINGS = ["train.max_steps=150", "train.save_steps=1"]
+SETTINGS = ["train.max_steps=80", "train.save_steps=1"]
 
 
 def test_thirty_kills_change_nothing(launch: Callable[..., Launched], tiny_recipe: list[str], tmp_path: Path) -> None:
@@ -42,41 +42,41 @@ def test_thirty_kills_change_nothing(launch: Callable[..., Launched], tiny_recip
 
 
 def start_and_kill(recipe: list[str], run: Path, moments: random.Random) -> str:
-    """Resume, kill one rank at some moment after training has begun to move, and wait until all are gone.
-
-    Returns what the run was doing when it was killed.
-    """
-    newest = newest_step(run)
-    before = progress(run)
+    """Start or resume, kill one rank at some moment, and wait until all are gone. Returns what the run was doing then."""
+    newest, starts = newest_step(run), starts_of(run)
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command_of(recipe, run), env=rank_environment(), **output)
     try:
-        deadline = time.monotonic() + 120
-        while progress(run) == before:
-            assert process.poll() is None, process.communicate()[0][-4000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: starts_of(run) not in (starts, None), process)
+        is_early = moments.random() < 0.2  # while it loads
+        if not is_early:
+            wait_until(lambda: any(record["step"] > newest for record in steps_of(run)), process)
         time.sleep(moments.uniform(0, 0.4))
-        where = "saving" if any((run / "checkpoints").glob("tmp-*")) else "training"
         ranks = ranks_of(run)
         assert len(ranks) == 2, process.communicate(timeout=60)[0][-4000:]
+        where = "saving" if any((run / "checkpoints").glob("tmp-*")) else "training"
         os.kill(moments.choice(ranks), signal.SIGKILL)
         process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode != 0
     assert ranks_of(run) == [], "a rank survives"
+    if is_early:
+        return "loading"
     assert resumes(run)[-1] == newest, f"newest checkpoint {newest}, resumed {resumes(run)}"
     return where
 
 
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def command_of(recipe: list[str], run: Path) -> list[str]:
     return launch_command("ddp", 2, [*recipe, *SETTINGS, f"output.dir={run}", "--auto-resume"])
-
-
-def progress(run: Path) -> tuple[int, int]:
-    """Something that changes with every step and every checkpoint."""
-    return len(steps_of(run)), newest_step(run)
 
 
 def newest_step(run: Path) -> int:
@@ -84,9 +84,16 @@ def newest_step(run: Path) -> int:
     return max((int(path.parent.name.split("-")[1]) for path in run.glob("checkpoints/checkpoint-*/manifest.json")), default=0)
 
 
-def resumes(run: Path) -> list[int]:
-    """The steps of all checkpoints that were resumed so far, from the run's log; 0 for a start without one."""
+def starts_of(run: Path) -> tuple[str, int] | None:
+    """What changes when a process has begun to train: when the log begins, for a start anew replaces it, and its starts."""
     log = run / "train.log"
-    starts = re.split(r"computing in float32", log.read_text())[1:] if log.exists() else []
+    begun = len(resumes(run))
+    return (log.read_text().partition(" INFO")[0], begun) if begun else None
+
+
+def resumes(run: Path) -> list[int]:
+    """The step that every start so far went on from, from the run's log; 0 where it began anew, or did not get that far."""
+    log = run / "train.log"
+    starts = re.split("computing in float32", log.read_text())[1:] if log.exists() else []
     found = [re.search(r"resuming from .*/checkpoint-(\d+)", start) for start in starts]
     return [int(match[1]) if match else 0 for match in found]

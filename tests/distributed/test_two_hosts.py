@@ -24,13 +24,15 @@ class Hosts:
 
     prefix: str
 
-    def start(self, host: int, arguments: list[str]) -> subprocess.Popen[str]:
-        """launch/node.sh on a host, as a person would type it there."""
+    def start(self, host: int, arguments: list[str], hidden: Path | None = None) -> subprocess.Popen[str]:
+        """launch/node.sh on a host, as a person would type it there. hidden: a folder in whose place it has one of its own."""
         name = f"{self.prefix}{host}"
         node = {"NNODES": "2", "NODE_RANK": str(host), "MASTER_ADDR": "10.77.0.1", "GPUS_PER_NODE": "1"}
         command = ["bash", str(REPOSITORY / "launch" / "node.sh"), "ddp", *arguments]
+        mount = f"mount -t tmpfs own {hidden} && " if hidden else ""
+        begin = ["unshare", "--uts", "--mount", "sh", "-c", f'{mount}hostname "$0" && exec "$@"', name]
         return subprocess.Popen(
-            ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name, *command],
+            ["ip", "netns", "exec", name, *begin, *command],
             env={**rank_environment(), **node, "GLOO_SOCKET_IFNAME": f"{name}-eth"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -99,6 +101,22 @@ def test_a_cut_link_ends_both_hosts_with_a_clear_error_and_a_resume_finishes(
     said = [each.communicate(timeout=240)[0] for each in both]
     assert [each.returncode for each in both] == [0, 0], said[0][-4000:] + said[1][-4000:]
     assert [each["loss"] for each in steps_of(run)] == expected.curve("loss")
+
+
+@pytest.mark.parametrize("flags", [["--check"], []])
+def test_a_host_that_sees_another_disk_is_named_before_anything_starts(
+    flags: list[str], hosts: Hosts, tiny_recipe: list[str], tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    arguments = [*tiny_recipe, f"output.dir={shared}/run", *flags]
+    both = [hosts.start(0, arguments), hosts.start(1, arguments, hidden=shared)]
+    said = [each.communicate(timeout=120)[0].replace("\n", "") for each in both]
+    assert both[0].returncode == (1 if flags else 2), said[0]
+    assert f"{hosts.prefix}1: the run folder is not the one that the main rank wrote into" in said[0]
+    assert f"--exclude={hosts.prefix}1" in said[0]
+    assert "Traceback" not in said[0]
+    assert list(shared.iterdir()) == []
 
 
 def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:

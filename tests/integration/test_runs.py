@@ -233,6 +233,13 @@ def test_ranks_that_no_launcher_started_are_refused(guardtrain: Any, tiny_run: A
     assert "WORLD_SIZE" in called.err
 
 
+def test_check_looks_at_the_machine_and_trains_nothing(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
+    called = guardtrain(*tiny_run(), "--check")
+    assert called.code == 0, called.err
+    assert "fit for this run" in called.out
+    assert not (tmp_path / "run").exists()
+
+
 def test_slurm_tasks_that_no_launcher_joined_are_refused(guardtrain: Any, tiny_run: Any, monkeypatch: Any) -> None:
     """`srun guardtrain train` would train as many times as there are tasks, into one folder."""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from guardtrain.distributed.checkpoint import MANIFEST, checkpoints, newest_valid, problem_of, prune, read_manifest, seal
+from guardtrain.distributed.checkpoint import (
+    MANIFEST,
+    checkpoints,
+    newest_valid,
+    problem_of,
+    prune,
+    read_manifest,
+    seal,
+    set_aside_after,
+)
 from guardtrain.errors import CheckpointError
 
 
@@ -101,6 +110,27 @@ def test_pruning_keeps_the_newest_and_clears_what_was_never_finished(tmp_path: P
     (tmp_path / "checkpoint-notes").mkdir()
     prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-15", "checkpoint-notes"]
+
+
+def test_damaged_ones_do_not_push_good_ones_out(tmp_path: Path) -> None:
+    """Resumed at step 10 because 20 and 30 were damaged, a run that saves at 12 has 10 and 12, whatever lies beside them."""
+    for step in (10, 20, 30):
+        write(tmp_path, step)
+    for step in (20, 30):
+        (tmp_path / f"checkpoint-{step}" / "manifest.json").unlink()
+    set_aside_after(tmp_path, 10)
+    write(tmp_path, 12)
+    prune(tmp_path, 2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-12"]
+    assert sorted(path.name for path in tmp_path.glob("damaged-*")) == ["damaged-checkpoint-20", "damaged-checkpoint-30"]
+
+
+def test_unfinished_ones_do_not_count_when_pruning(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-30" / "manifest.json").unlink()
+    prune(tmp_path, 2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
 
 
 def test_a_manifest_that_is_missing_is_an_error_with_its_address(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_the_recipe_must_agree_with_the_deepspeed_file(tmp_path: Path, monkeypat
         start_of(["distributed.strategy=zero2", "train.packs_per_step=2"], Cluster(gpus_per_node=2))
 
 
+def test_without_deepspeed_one_rank_does_without_it_and_several_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    start = start_of(["distributed.strategy=zero3"], Cluster())
+    assert start.config.stem == "single_gpu"
+    with pytest.raises(ConfigError, match=r"distributed.strategy=zero3: needs deepspeed"):
+        start_of(["distributed.strategy=zero3", "train.packs_per_step=2"], Cluster(gpus_per_node=2))
+
+
 def test_arguments_are_quoted() -> None:
     assert str(Command(["echo", "a b"], {"X": "c d"})) == "X='c d' echo 'a b'"
 

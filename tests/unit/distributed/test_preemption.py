@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guardtrain.distributed.preemption import BY_HAND, StopRequests, requests_of_the_job, tell_the_job
+from guardtrain.distributed.preemption import StopReason, StopRequests, requests_of_the_job, tell_the_job
 
 
 @pytest.fixture
@@ -26,9 +26,14 @@ def test_nothing_asks(requests: StopRequests) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGINT, BY_HAND), (signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1")]
+    ("number", "reason"),
+    [
+        (signal.SIGINT, StopReason("Ctrl-C", "interrupted")),
+        (signal.SIGTERM, StopReason("SIGTERM", "preempted")),
+        (signal.SIGUSR1, StopReason("SIGUSR1", "preempted")),
+    ],
 )
-def test_signals_ask(requests: StopRequests, number: signal.Signals, reason: str) -> None:
+def test_signals_ask(requests: StopRequests, number: signal.Signals, reason: StopReason) -> None:
     os.kill(os.getpid(), number)
     assert requests.agreed_reason() == reason
 
@@ -50,19 +55,28 @@ def test_handlers_are_given_back(tmp_path: Path) -> None:
 
 def test_a_stop_file_asks(requests: StopRequests) -> None:
     requests.stop_file.touch()
-    assert requests.agreed_reason() == f"stop file {requests.stop_file}"
+    assert requests.agreed_reason() == StopReason(f"stop file {requests.stop_file}", "stopped")
+
+
+def test_the_jobs_stop_file_asks_even_if_it_was_there_first(tmp_path: Path) -> None:
+    """The job may have been told while the model was loaded; its script has removed what an earlier one left."""
+    (tmp_path / "job.stop").touch()
+    requests = StopRequests(tmp_path / "stop", tmp_path / "job.stop")
+    requests.listen()
+    requests.stop_listening()
+    assert requests.agreed_reason() == StopReason(f"stop file {tmp_path / 'job.stop'}", "preempted")
 
 
 def test_the_end_of_the_job_asks_in_time(tmp_path: Path) -> None:
     soon, later = time.time() + 100, time.time() + 1000
-    assert StopRequests(tmp_path / "stop", later, 600).agreed_reason() is None
-    reason = StopRequests(tmp_path / "stop", soon, 600).agreed_reason()
+    assert StopRequests(tmp_path / "stop", deadline=later).agreed_reason() is None
+    reason = StopRequests(tmp_path / "stop", deadline=soon).agreed_reason()
     assert reason is not None
-    assert reason.startswith("the job ends in ")
+    assert reason.text.startswith("the job ends in ")
 
 
 def test_a_short_job_still_works_for_half_of_its_time(tmp_path: Path) -> None:
-    requests = StopRequests(tmp_path / "stop", time.time() + 100, 600)
+    requests = StopRequests(tmp_path / "stop", deadline=time.time() + 100)
     requests.listen()
     requests.stop_listening()
     assert requests.margin_seconds == pytest.approx(50, abs=1)
@@ -81,12 +95,13 @@ def test_what_the_job_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("GUARDTRAIN_STOP_FILE", "GUARDTRAIN_DEADLINE", "SLURM_JOB_END_TIME", "GUARDTRAIN_STATUS_FILE"):
         monkeypatch.delenv(name, raising=False)
     alone = requests_of_the_job(tmp_path, 60)
-    assert (alone.stop_file, alone.deadline, alone.margin_seconds) == (tmp_path / "stop", None, 60)
+    assert (alone.stop_file, alone.job_stop_file, alone.deadline) == (tmp_path / "stop", None, None)
     tell_the_job("done")
     monkeypatch.setenv("GUARDTRAIN_STOP_FILE", str(tmp_path / "other"))
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1700000000")
     monkeypatch.setenv("GUARDTRAIN_STATUS_FILE", str(tmp_path / "status"))
     in_slurm = requests_of_the_job(tmp_path, 60)
-    assert (in_slurm.stop_file, in_slurm.deadline) == (tmp_path / "other", 1.7e9)
+    assert (in_slurm.stop_file, in_slurm.job_stop_file) == (tmp_path / "stop", tmp_path / "other")
+    assert (in_slurm.deadline, in_slurm.margin_seconds) == (1.7e9, 60)
     tell_the_job("preempted")
     assert (tmp_path / "status").read_text() == "preempted\n"

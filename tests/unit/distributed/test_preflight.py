@@ -29,8 +29,8 @@ def cluster(**odd: object) -> list[Facts]:
     return [dataclasses.replace(each, **odd) if each.host == "n2" else each for each in nodes]
 
 
-def judged(facts: list[Facts], checkpoint_bytes: int = 2**30, pinned_bytes: int = 0) -> list[Finding]:
-    return list(judge(facts, checkpoint_bytes=checkpoint_bytes, pinned_bytes=pinned_bytes))
+def judged(facts: list[Facts], checkpoint_bytes: int = 2**30, copies: int = 1, pinned_bytes: int = 0) -> list[Finding]:
+    return list(judge(facts, checkpoint_bytes=checkpoint_bytes, copies=copies, pinned_bytes=pinned_bytes))
 
 
 def test_nodes_that_are_alike() -> None:
@@ -60,9 +60,9 @@ def test_a_clock_that_is_off_is_only_said() -> None:
 
 
 def test_room_for_two_checkpoints() -> None:
-    assert judged(cluster(), checkpoint_bytes=2**39) == []
-    (finding,) = judged(cluster(), checkpoint_bytes=2**39 + 1)
-    assert finding.what == "1024.0 GiB free for checkpoints of 512.0 GiB, two at a time"
+    assert judged(cluster(), checkpoint_bytes=2**39, copies=2) == []
+    (finding,) = judged(cluster(), checkpoint_bytes=2**39 + 1, copies=2)
+    assert finding.what == "1024.0 GiB free for 2 checkpoints of 512.0 GiB each"
     assert exclude_line([finding]) is None
     few = [dataclasses.replace(each, free_inodes=12) for each in cluster()]
     assert [finding.what for finding in judged(few)] == ["12 inodes free on the run folder's disk"]

@@ -1,0 +1,158 @@
+"""The end of a run: the model is saved, let go of, loaded as its users will, and measured on the held-out rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from rich.console import Console
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from guardtrain.data.packing import layout
+from guardtrain.data.template import GuardTemplate
+from guardtrain.distributed.mirror import Mirror
+from guardtrain.distributed.preemption import StopReason
+from guardtrain.distributed.ranks import together, wait_for_main
+from guardtrain.distributed.weights import Weights, weights_to_save, write_model
+from guardtrain.errors import CheckpointError, TrainingError
+from guardtrain.evaluate.report import evaluate_shown
+from guardtrain.evaluate.runner import Evaluation, choose_thresholds
+from guardtrain.inference.guards import Guard, GuardSettings, load_guard
+from guardtrain.model.load import lasting_name, quiet_progress_bars
+from guardtrain.model.loss import chunkable_head, pack_loss_sum
+from guardtrain.train.folder import RunFolder
+from guardtrain.train.job import Job, trained_modes
+from guardtrain.train.memory import is_out_of_memory
+from guardtrain.train.rows import build_tree, measured_rows
+from guardtrain.train.trainer import PackTrainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """finished: False when the run was asked to stop early, stopped_by: by what.
+
+    guard and evaluation (held-out rows): None for task instruct, and on every rank but the main one, which alone measures.
+    """
+
+    folder: RunFolder
+    finished: bool
+    summary: dict[str, Any]
+    guard: Guard | None = None
+    evaluation: Evaluation | None = None
+    stopped_by: StopReason | None = None
+
+
+def save_model(job: Job, model: Any, collapsed: str | None) -> None:
+    """Write `model/` whole or not at all: weights or adapter, tokenizer, guard.json."""
+    weights = weights_to_save(model, job.zero_stage)
+    together(lambda: wait_for_main(lambda: _write_model(job, model, weights, collapsed), "saved"))
+
+
+def _write_model(job: Job, model: Any, weights: Weights | None, collapsed: str | None) -> None:
+    partial = job.folder.root / "tmp-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with quiet_progress_bars():
+            write_model(model, partial, weights)
+        job.tokenizer.save_pretrained(partial)
+        if isinstance(job.template, GuardTemplate):
+            _settings(job, collapsed).write(partial)
+        shutil.rmtree(job.folder.model, ignore_errors=True)
+        partial.rename(job.folder.model)
+    except (OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        hint = f"the last checkpoint in {job.folder.checkpoints} is intact; make room and --resume"
+        raise CheckpointError("the model could not be written", where=str(job.folder.model), found=first, hint=hint) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settings(job: Job, collapsed: str | None) -> GuardSettings:
+    task = job.recipe.task
+    return GuardSettings(
+        base_model=lasting_name(job.recipe.model.name),
+        revision=job.recipe.model.revision,
+        method=job.recipe.model.method,
+        policy=task.policy,
+        modes=trained_modes(job.recipe, job.rows.train),
+        max_reason_tokens=task.max_reason_tokens,
+        max_prompt_tokens=job.recipe.data.max_prompt_tokens,
+        target_fpr=job.recipe.evaluate.target_fpr,
+        collapsed=collapsed,
+    )
+
+
+@torch.no_grad()
+def held_out_loss(job: Job) -> float | None:
+    """Mean loss over the supervised tokens of held-out instruct rows; None for task guard, which has better measures."""
+    if isinstance(job.template, GuardTemplate):
+        return None
+    job.model.eval()
+    device, head = next(job.model.parameters()).device, chunkable_head(job.model)
+    loss = weight = 0.0
+    for row in job.rows.validation:
+        pack = layout([build_tree(job.template, row, job.recipe.task.modes)])
+        inputs = send_to_device(job.collator([pack]), device)
+        weight += float(inputs["weights"].sum())
+        with torch.autocast(device.type, job.precision.compute, enabled=job.precision.autocast):
+            loss += float(pack_loss_sum(job.model, inputs, head))
+    return loss / weight
+
+
+def release(job: Job, trainer: PackTrainer) -> None:
+    """Let go of weights, gradients and optimizer states, which are saved: the guard is loaded anew to be measured.
+
+    The Trainer, its callbacks, accelerate and DeepSpeed's engine all hold on to the model, so its tensors are emptied.
+    """
+    engine = trainer.model_wrapped
+    trainer.accelerator.free_memory()
+    if hasattr(engine, "destroy"):
+        engine.destroy()
+    handler = trainer.callback_handler
+    handler.model = handler.optimizer = handler.lr_scheduler = None
+    trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
+    for parameter in job.model.parameters():
+        parameter.grad, parameter.data = None, torch.empty(0, dtype=parameter.dtype)
+    del engine
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    unset_hf_deepspeed_config()  # what is loaded from here on is loaded whole
+
+
+def finish(job: Job, summary: dict[str, Any], mirror: Mirror | None, console: Console) -> Outcome:
+    """Measure what was saved, write the summary, and have the mirror complete. For the main rank alone. Raises TrainingError."""
+    is_guard = isinstance(job.template, GuardTemplate)
+    try:
+        outcome = _measure(job, summary, console) if is_guard else Outcome(job.folder, True, summary)
+        job.folder.summary.write_text(json.dumps(outcome.summary, indent=2) + "\n", encoding="utf-8")
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        where, found = str(job.folder.model), str(error).splitlines()[0]
+        hint = f"guardtrain evaluate {job.folder.root} ROWS on a machine with more memory"
+        raise TrainingError("the guard is saved and could not be measured", where=where, found=found, hint=hint) from error
+    finally:
+        if mirror is not None:
+            mirror.finish()
+    return outcome
+
+
+def _measure(job: Job, summary: dict[str, Any], console: Console) -> Outcome:
+    """Load what was saved, measure it on the held-out rows, and write thresholds that were chosen there into guard.json."""
+    guard = load_guard(str(job.folder.root))
+    settings = job.recipe.evaluate
+    held_out = measured_rows(job.rows, settings.max_rows, seed=job.recipe.data.seed)
+    scorer = guard.scorer(settings.pack_tokens)
+    evaluation = evaluate_shown("measure the guard", scorer, held_out, job.modes, console=console)
+    thresholds = choose_thresholds(evaluation, settings.target_fpr)
+    evaluation = evaluation.at(thresholds)
+    dataclasses.replace(guard.settings, thresholds=thresholds).write(job.folder.model)
+    summary = {**summary, "collapsed": guard.settings.collapsed, "held_out": evaluation.to_json(), "thresholds": thresholds}
+    return Outcome(job.folder, True, summary, guard, evaluation)
