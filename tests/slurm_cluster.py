@@ -44,7 +44,10 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 NodeName=n0 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:1
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:1
-PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=n0,n1 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -68,6 +71,11 @@ class Slurm:
     def restarts(self, job: str) -> int:
         """How often a job was put back into the queue."""
         return next(int(w.split("=")[1]) for w in self.call("scontrol", "show", "job", job).split() if w.startswith("Restarts="))
+
+    def cancel_all(self) -> None:
+        """End every job, requeued ones included, so that no step outlives the cluster."""
+        subprocess.run(["scancel", "--user", getpass.getuser()], env=self.environment, check=False)
+        self.wait("an empty queue", lambda: not self.call("squeue", "-h"), 60)
 
     def wait(self, what: str, condition: Callable[[], bool], seconds: float = 240) -> None:
         """Wait until something is so."""
@@ -111,7 +119,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         cluster = Slurm(folder, environment)
         cluster.wait("both nodes idle", lambda: _idle(cluster), 60)
         yield cluster
-        subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, check=False)
+        cluster.cancel_all()
     finally:
         for process in reversed(running):
             process.terminate()

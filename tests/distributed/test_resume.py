@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from launching import METHODS, STEPS, TOLERANCE, Launched
+from safetensors.torch import load_file
+
+from guardtrain.distributed.checkpoint import predicted_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
@@ -59,6 +62,18 @@ def test_another_number_of_ranks_goes_on_alike(
         assert resumed.curve(key) == pytest.approx(expected.curve(key), rel=TOLERANCE), key
     assert ("of another number of ranks: converted" in resumed.said.replace("\n", "")) == (config != "ddp")
     assert not list((run / "checkpoints").glob("tmp-*"))
+
+
+@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
+def test_a_checkpoint_is_as_large_as_preflight_predicts(config: str, written: Callable[..., Launched]) -> None:
+    run = written(config, "full", 2).run
+    files = (run / "checkpoints" / f"checkpoint-{STEPS}").rglob("*")
+    # Beside the numbers there are the tokenizer (3.5 MB) and a few states.
+    size = sum(file.stat().st_size for file in files if file.is_file() and file.name != "tokenizer.json")
+    total = sum(value.numel() for value in load_file(run / "model" / "model.safetensors").values())
+    stage = None if config == "ddp" else int(config[-1])
+    predicted = predicted_bytes(total, total, is_adapter=False, compute_bytes=4, zero_stage=stage)
+    assert size == pytest.approx(predicted, rel=0.02)
 
 
 def flip_a_byte(checkpoint: Path) -> str:

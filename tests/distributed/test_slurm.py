@@ -19,6 +19,7 @@ from slurm_cluster import Slurm
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 LONG = "train.max_steps=60"
+ENDLESS = ("train.max_steps=4000", "train.save_steps=4000")
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +87,53 @@ def test_a_chain_of_jobs_where_requeueing_is_forbidden(
     same_curve(tmp_path / "run", uninterrupted)
 
 
+def test_a_job_that_is_preempted_saves_within_its_grace_time_and_comes_back(
+    slurm: Slurm, submit: Callable[..., str], tmp_path: Path
+) -> None:
+    """Slurm sends SIGTERM to every process of the step: launchers must not kill the ranks that save."""
+    job = submit("--time=60", overrides=ENDLESS)
+    slurm.wait("three steps", lambda: len(steps_of(tmp_path / "run")) >= 3)
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
+    slurm.call(*urgent)
+    slurm.wait("the job is put back", lambda: slurm.restarts(job) == 1)
+    stopped_at = len(steps_of(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{stopped_at}" / "manifest.json").is_file(), logs(tmp_path)
+    slurm.wait("it goes on", lambda: len(steps_of(tmp_path / "run")) > stopped_at)
+    slurm.cancel_all()
+
+
+def test_a_cancelled_job_saves_and_stays_away(slurm: Slurm, submit: Callable[..., str], tmp_path: Path) -> None:
+    job = submit("--time=60", overrides=ENDLESS)
+    slurm.wait("three steps", lambda: len(steps_of(tmp_path / "run")) >= 3)
+    slurm.call("scancel", job)
+    slurm.wait("the job ends", lambda: slurm.states(job) == ["CANCELLED"] and not slurm.call("squeue", "-h"))
+    time.sleep(10)  # the time after which a requeued job may start
+    assert slurm.states(job) == ["CANCELLED"]
+    assert slurm.restarts(job) == 0
+    assert ranks_of(tmp_path / "run") == []
+
+
+def test_a_stop_file_in_the_run_folder_ends_the_job_for_good(slurm: Slurm, submit: Callable[..., str], tmp_path: Path) -> None:
+    job = submit("--time=60", "--array=1-3%1", "--no-requeue", overrides=ENDLESS)
+    slurm.wait("three steps", lambda: len(steps_of(tmp_path / "run")) >= 3)
+    (tmp_path / "run" / "stop").touch()
+    slurm.wait("the chain ends", lambda: sorted(set(slurm.states(job))) == ["CANCELLED", "COMPLETED"])
+    stopped_at = len(steps_of(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{stopped_at}" / "manifest.json").is_file()
+
+
 def test_the_end_of_the_jobs_time_stops_the_run_without_any_signal(
     slurm: Slurm, submit: Callable[..., str], tmp_path: Path
 ) -> None:
     """A job of two minutes: the ranks save and the job is put back before Slurm would kill it."""
-    job = submit("--time=2", overrides=("train.max_steps=4000", "train.save_steps=4000"))
+    job = submit("--time=2", overrides=ENDLESS)
     slurm.wait("the job is put back", lambda: slurm.restarts(job) == 1)
-    slurm.call("scancel", job)
+    slurm.cancel_all()
     assert re.search(r"stopped at step \d+ of 4000 \(the job ends in \d+ s\)", (tmp_path / "run" / "train.log").read_text())
 
 
 def test_one_rank_that_dies_ends_all_of_them_within_a_minute(slurm: Slurm, submit: Callable[..., str], tmp_path: Path) -> None:
-    job = submit("--time=60", "--no-requeue", overrides=("train.max_steps=4000",))
+    job = submit("--time=60", "--no-requeue", overrides=ENDLESS)
     slurm.wait("three steps", lambda: len(steps_of(tmp_path / "run")) >= 3)
     ranks = ranks_of(tmp_path / "run")
     assert len(ranks) == 2
