@@ -42,7 +42,7 @@ def test_ranks_train_as_one(
 ) -> None:
     together = launch(tmp_path / "run", config, *METHODS[method], processes=processes)
     expected = alone(*METHODS[method])
-    same_training(together, expected, STEPS)
+    assert difference(together, expected, STEPS) < TOLERANCE
     assert weights_of(together) == pytest.approx(weights_of(expected), rel=1e-4)
 
 
@@ -57,13 +57,13 @@ def test_packs_whose_loss_comes_in_several_chunks(
 ) -> None:
     """The output layer is asked several times within a step, by the loss and, where it is tied, by the embedding."""
     overrides = [*MANY_CHUNKS, *([] if tied else [f"model.name={qwen3_untied_folder}"])]
-    same_training(launch(tmp_path / "run", config, *overrides), alone(*overrides), 3)
+    assert difference(launch(tmp_path / "run", config, *overrides), alone(*overrides), 3) < TOLERANCE
 
 
 def test_the_collapse_watch_scores_with_split_weights(launch: Launch, alone: Callable[..., Launched], tmp_path: Path) -> None:
     watching = ["train.watch_steps=10", "train.watch_rows=8"]
     split, whole = launch(tmp_path / "run", "zero3", *watching), alone(*watching)
-    same_training(split, whole, STEPS)
+    assert difference(split, whole, STEPS) < TOLERANCE
     seen = [watched(each.run) for each in (split, whole)]
     assert [record["step"] for record in seen[0]] == [10, 20]
     for key in ("watch_flagged", "watch_auroc", "watch_gap"):
@@ -80,12 +80,11 @@ def test_half_precision_trains_alike_under_all_stages(launch: Launch, tmp_path: 
     assert curves["zero1"][-1] < 0.95 * curves["zero1"][0], "it learns"
 
 
-def same_training(together: Launched, alone: Launched, steps: int) -> None:
-    """The same loss and gradient norm at every step."""
-    for key in ("loss", "grad_norm"):
-        expected, found = alone.curve(key), together.curve(key)
-        assert len(expected) == len(found) == steps
-        assert found == pytest.approx(expected, rel=TOLERANCE), key
+def difference(together: Launched, alone: Launched, steps: int) -> float:
+    """The largest relative difference in loss or gradient norm of any step."""
+    pairs = [pair for key in ("loss", "grad_norm") for pair in zip(alone.curve(key), together.curve(key), strict=True)]
+    assert len(pairs) == 2 * steps
+    return max(abs(found - expected) / expected for expected, found in pairs)
 
 
 def watched(run: Path) -> list[dict[str, float]]:
