@@ -12,7 +12,9 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,7 @@ from guardtrain.bench.work import policy_of_length
 from guardtrain.config import DataConfig, Recipe
 from guardtrain.model.load import load_tokenizer
 from guardtrain.model.loss import loss_kernel
-from guardtrain.overrides import build_recipe
+from guardtrain.overrides import build_recipe, dump_recipe
 from guardtrain.train.job import build_job
 from guardtrain.train.trainer import PackTrainer
 
@@ -54,6 +56,7 @@ TINY |= {"num_key_value_heads": 1, "head_dim": 16}
 # Dense bfloat16 products, operations a second, from NVIDIA's data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 POLICY_TOKENS = 200
+ROOT = Path(__file__).parents[1]
 # TRL is judged by the best of these.
 PEERS: dict[str, dict[str, Any]] = {
     "peers by sdpa": {},
@@ -167,6 +170,30 @@ def forward_and_backward(work: Path, is_tiny: bool) -> dict[str, Any]:
     return {"profile": seen.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=60).splitlines()}
 
 
+def sharing(work: Path, is_tiny: bool, config: str) -> dict[str, Any]:
+    """A whole run on one GPU as people start it: `accelerate launch`, training, a checkpoint, the guard saved and measured."""
+    wanted = recipe(work, "full", pack_tokens=1024 if is_tiny else 8192, max_steps=6 if is_tiny else 20, epochs=3, log_steps=1)
+    if is_tiny:
+        wanted = dataclasses.replace(wanted, model=dataclasses.replace(wanted.model, dtype="float32"))
+    wanted = dataclasses.replace(wanted, evaluate=dataclasses.replace(wanted.evaluate, max_rows=50, modes=("off",)))
+    file = work / f"{config}.yaml"
+    file.write_text(dump_recipe(wanted))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"{ROOT}/launch/accelerate/{config}.yaml"]
+    command += ["--num_processes", "1", "--main_process_port", "0", "-m", "guardtrain.train", str(file)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+    run = Path(wanted.run_dir)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["tokens_per_second"] for record in records if "loss" in record]
+    summary = json.loads((run / "summary.json").read_text())
+    return {
+        "tokens_per_second": statistics.median(rates[len(rates) // 3 :]),
+        **{key: summary[key] for key in ("steps", "train_seconds", "final_loss", "peak_gpu_gib") if key in summary},
+        "checkpoint_gib": round(sum(f.stat().st_size for f in (run / "checkpoints").rglob("*") if f.is_file()) / 2**30, 2),
+    }
+
+
 # Each runs in a process of its own: nothing of one part's memory or compiled kernels is in another's figures.
 PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "qlora memory, checkpointing": functools.partial(qlora_memory, checkpointing=True),
@@ -183,6 +210,10 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
         for name, peers in PEERS.items()
     },
     "forward and backward": forward_and_backward,
+    **{
+        f"sharing, {config}": functools.partial(sharing, config=config)
+        for config in ("single_gpu", "zero2", "zero3", "zero2_offload", "zero3_offload")
+    },
 }
 
 

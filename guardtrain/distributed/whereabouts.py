@@ -73,7 +73,7 @@ class Whereabouts:
             if time.monotonic() - self._since > self._patience and said != self._since:
                 said = self._since
                 lines = "; ".join(self.report())
-                # Not by level: on all ranks but the main one only errors are shown, and this is one.
+                # As an error, for of the other ranks only errors are shown.
                 log.error("rank %d has not moved for %.0f s: %s", self.ranks.index, time.monotonic() - self._since, lines)
 
 

@@ -221,5 +221,11 @@ def _training_summary(job: Job, trainer: PackTrainer, seconds: float) -> dict[st
         "train_seconds": round(seconds, 1),
         "computed_tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
+        **({"peak_gpu_gib": gather(_peak_gpu_gib())} if torch.cuda.is_available() else {}),
         "final_loss": next((record["loss"] for record in reversed(trainer.state.log_history) if "loss" in record), None),
     }
+
+
+def _peak_gpu_gib() -> float:
+    """What tensors took at most on this rank's GPU; what the allocator and libraries hold comes on top."""
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2)
