@@ -72,7 +72,8 @@ class Start:
     def shown(self) -> str:
         """Every command and file, for people."""
         parts = [f"# {'type on host ' + str(host) if self.by_hand else 'run'}\n{each}" for host, each in enumerate(self.commands)]
-        others = f" (on the others --machine_rank 1 to {self.nodes - 1})" if self.nodes > 1 else ""
+        ranks = "1" if self.nodes == 2 else f"1 to {self.nodes - 1}"
+        others = f" (on the others --machine_rank {ranks})" if self.nodes > 1 else ""
         parts.append(f"# which starts on {'the first' if self.nodes > 1 else 'this'} machine{others}\n{self.on_first_node}")
         parts.append(f"# {_name(self.config)}\n{self.config.read_text('utf-8').rstrip()}")
         if self.deepspeed is not None:

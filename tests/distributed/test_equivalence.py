@@ -10,7 +10,8 @@ import pytest
 from launching import METHODS, STEPS, TOLERANCE, Launched
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+# One after the other: each starts several processes. The limit is for machines under load.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
 
 Launch = Callable[..., Launched]
 HALF_TOLERANCE = 5e-3
