@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from guardtrain.config import TaskConfig
 
-# One after the other: each starts several processes. The limit is for machines under load.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.parametrize("config", ["ddp", "zero3"])

@@ -15,8 +15,7 @@ import pytest
 from launching import Launched, launch_command, rank_environment, ranks_of, steps_of
 from safetensors.torch import load_file
 
-# One after the other: each starts several processes. The limit is for machines under load.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
 
 KILLS = 30
 # A checkpoint after every step: most of the time goes into saving, so that kills hit it often.

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from launching import Launched, processes_of, rank_environment, steps_of
 
-# One after the other: each starts several processes. The limit is for machines under load.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
 
 GUARDTRAIN = Path(sys.executable).with_name("guardtrain")
 

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from guardtrain.distributed.checkpoint import predicted_bytes
 
-# One after the other: each starts several processes. The limit is for machines under load.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
 
 HALF = STEPS // 2
 SAVING = [f"train.save_steps={HALF}"]

@@ -16,8 +16,7 @@ import pytest
 from launching import Launched, rank_environment, ranks_of, steps_of
 from slurm_cluster import Slurm
 
-# One after the other: each starts several processes. The limit is for machines under load.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
 
 LONG = "train.max_steps=60"
 ENDLESS = ("train.max_steps=4000", "train.save_steps=4000")

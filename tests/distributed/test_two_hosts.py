@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from launching import REPOSITORY, Launched, rank_environment, ranks_of, steps_of
 
-# One after the other: each starts several processes. The limit is for machines under load.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
 
 TIMEOUT_SECONDS = 15
 
