@@ -84,7 +84,7 @@ def train(work: Path, config: str, ranks: int, method: str) -> list[dict[str, fl
         f"model.name={work / 'model'}",
         "model.dtype=float32",
         *METHODS[method],
-        "train.pack_tokens=256",
+        "train.pack_tokens=512",
         "train.packs_per_step=4",
         f"train.max_steps={STEPS}",
         "train.log_steps=1",
