@@ -27,17 +27,12 @@ METHODS = {
     "lora": ["model.method=lora", "model.lora_rank=4"],
     "qlora": ["model.method=qlora", "model.lora_rank=4"],
 }
-SHAPES = [
-    ("ddp", 2),
-    ("ddp", 4),
-    ("zero1", 2),
-    ("zero2", 2),
-    ("zero2_offload", 2),
-    ("zero3", 2),
-    ("zero3", 4),
-    ("zero3_offload", 2),
-]
-QLORA_SHAPES = (("ddp", 2), ("zero2", 2), ("zero3", 2))
+TWO_RANKS = [(config, 2) for config in ("ddp", "zero1", "zero2", "zero3", "zero3_offload")]
+SHAPES = {
+    "full": [*TWO_RANKS, ("zero2_offload", 2), ("ddp", 4), ("zero3", 4)],
+    "lora": TWO_RANKS,
+    "qlora": [("ddp", 2), ("zero2", 2), ("zero3", 2)],
+}
 
 
 def main() -> None:
@@ -62,8 +57,9 @@ def main() -> None:
 def compare(work: Path, method: str) -> dict[str, dict[str, float]]:
     """The largest difference of any step from one process, for every shape."""
     alone = train(work, "cpu", 1, method)
-    shapes = [shape for shape in SHAPES if method != "qlora" or shape in QLORA_SHAPES]
-    return {f"{config}, {ranks} ranks": differences(alone, train(work, config, ranks, method)) for config, ranks in shapes}
+    return {
+        f"{config}, {ranks} ranks": differences(alone, train(work, config, ranks, method)) for config, ranks in SHAPES[method]
+    }
 
 
 def differences(alone: list[dict[str, float]], together: list[dict[str, float]]) -> dict[str, float]:
