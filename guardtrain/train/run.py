@@ -97,7 +97,10 @@ def _train_and_measure(job: Job, *, console: Console) -> Outcome:
     try:
         return _train_and_save(job, whereabouts, console)
     except RuntimeError as error:
-        raise _out_of_memory(error, job, whereabouts) or failed_collective(error, whereabouts) or error from error.__cause__
+        explained = _out_of_memory(error, job, whereabouts) or failed_collective(error, whereabouts)
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         whereabouts.close()
 
