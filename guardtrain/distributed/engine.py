@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from guardtrain.errors import ConfigError
 
 REFUSED = ("optimizer", "scheduler")
+COMPILING_SECONDS = 1200.0  # longer than any of DeepSpeed's operators takes
 ACCELERATE_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
@@ -139,6 +141,19 @@ def on_nvme(tree: dict[str, Any]) -> bool:
     """Whether a resolved configuration swaps weights or optimizer states out to NVMe."""
     zero = tree.get("zero_optimization", {})
     return any(zero.get(key, {}).get("device") == "nvme" for key in ("offload_optimizer", "offload_param"))
+
+
+def drop_stale_locks() -> list[Path]:
+    """Delete what processes that were killed while they compiled DeepSpeed's operators left: all later ones would wait for ever.
+
+    2026-11, torch 2.13: its FileBaton asks neither who holds the lock nor since when. Returns what was deleted.
+    """
+    named = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    stale = [lock for lock in root.glob("**/lock") if time.time() - lock.stat().st_mtime > COMPILING_SECONDS]
+    for lock in stale:
+        lock.unlink(missing_ok=True)
+    return stale
 
 
 def _autos(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:

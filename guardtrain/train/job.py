@@ -16,7 +16,7 @@ from guardtrain.config import Recipe
 from guardtrain.data.collate import Collator
 from guardtrain.data.template import GuardTemplate
 from guardtrain.distributed.checkpoint import PARTIAL, read_manifest, step_of
-from guardtrain.distributed.engine import StepShape, launched_file, on_nvme, read_file, resolve, zero_stage
+from guardtrain.distributed.engine import StepShape, drop_stale_locks, launched_file, on_nvme, read_file, resolve, zero_stage
 from guardtrain.distributed.ranks import Ranks, gather, join, main_first, together, wait_for_main
 from guardtrain.distributed.universal import convert, loading_universal
 from guardtrain.errors import CheckpointError, ConfigError, DistributedError
@@ -86,6 +86,8 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
     if checkpoint is not None and together(lambda: _must_convert(checkpoint, ranks, deepspeed)):
         universal = together(lambda: _convert(checkpoint))
         deepspeed = loading_universal(deepspeed or {})
+    if deepspeed is not None and ranks.local_index == 0:
+        drop_stale_locks()
     # Before the model: under ZeRO-3 its weights are shared out while they are loaded.
     arguments = training_arguments(recipe, folder, stream, precision, ranks, deepspeed)
     model = _build_model_on_all(recipe, precision, backend, deepspeed)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from guardtrain.distributed.engine import StepShape, launched_file, read_file, resolve, zero_stage
+from guardtrain.distributed.engine import StepShape, drop_stale_locks, launched_file, read_file, resolve, zero_stage
 from guardtrain.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -87,6 +89,18 @@ def test_packs_that_cannot_be_shared_out(packs: int, ranks: int, expected: str) 
     shape = StepShape(packs_per_step=packs, world_size=ranks, max_grad_norm=1.0, dtype="float32")
     with pytest.raises(ConfigError, match=f"train.packs_per_step: .*among {ranks} ranks.*{expected}.*found {packs}"):
         resolve({}, shape, where="f.json")
+
+
+def test_locks_of_compilers_that_were_killed_do_not_stop_later_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    stale, held = (tmp_path / name / "lock" for name in ("cpu_adam", "async_io"))
+    for lock in (stale, held):
+        lock.parent.mkdir()
+        lock.touch()
+    an_hour_ago = time.time() - 3600
+    os.utime(stale, (an_hour_ago, an_hour_ago))
+    assert drop_stale_locks() == [stale]
+    assert (stale.exists(), held.exists()) == (False, True)
 
 
 def test_a_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
