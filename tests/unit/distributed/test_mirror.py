@@ -54,6 +54,16 @@ def test_a_copy_that_was_cut_off_is_no_checkpoint_and_is_made_again(run: Path, t
     assert newest_valid(root)[0] == copied
 
 
+def test_copying_again_over_a_finished_copy_is_no_checkpoint_until_it_is_done(run: Path, tmp_path: Path) -> None:
+    """A step that is saved once more after a resume: the old manifest must not vouch for a mixture of both."""
+    source, root = run / "checkpoints" / "checkpoint-3", tmp_path / "mirror" / "checkpoints"
+    copied = copy_checkpoint(source, root)
+    (source / "optimizer.pt").unlink()  # the copy is cut off in its middle
+    with pytest.raises(FileNotFoundError):
+        copy_checkpoint(source, root)
+    assert not (copied / "manifest.json").exists()
+
+
 def test_only_the_newest_waits(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place that is slower than training gets every checkpoint that it can, and the last one for certain."""
     import threading
