@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,13 @@ def _absent(what: str) -> None:
     if os.environ.get("GUARDTRAIN_REQUIRE_SHARED_DATA"):
         pytest.fail(what)
     pytest.skip(what)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_works() -> None:
+    """A shell starts what it puts into the background with SIGINT ignored, and all that starts from there inherits it; by
+    convention programs leave it so, and what we test is that they stop."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

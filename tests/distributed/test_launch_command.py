@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,22 @@ GUARDTRAIN = Path(sys.executable).with_name("guardtrain")
 
 
 @pytest.fixture
-def start(tiny_recipe: list[str], tmp_path: Path) -> Callable[..., Any]:
+def start(tiny_recipe: list[str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Starts `guardtrain launch`, from a folder that is not the repository, without its environment on the path."""
+    started: list[subprocess.Popen[str]] = []
 
     def call(*overrides: str, ranks: int = 2) -> subprocess.Popen[str]:
         recipe = [*tiny_recipe, f"output.dir={tmp_path / 'run'}", *overrides]
         command = [GUARDTRAIN, "launch", *recipe, "--gpus-per-node", str(ranks)]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=tmp_path, env={**rank_environment(), "PATH": os.environ["PATH"]}, **output)
+        started.append(subprocess.Popen(command, cwd=tmp_path, env={**rank_environment(), "PATH": os.environ["PATH"]}, **output))
+        return started[-1]
 
-    return call
+    yield call
+    for process in started:
+        if process.poll() is None:  # a test failed: its ranks would slow down all later ones
+            process.terminate()
+            process.wait(timeout=100)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "zero2"])
