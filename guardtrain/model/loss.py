@@ -163,9 +163,16 @@ class _LossWithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The kept gradients times the loss's own."""
-        # In float32: the loss's own gradient is one number, and rounding it would scale everything.
-        hidden_ND, *trained = ((kept.float() * grad).to(kept.dtype) for kept in ctx.saved_tensors)
+        hidden_ND, *trained = (_scale(kept, grad) for kept in ctx.saved_tensors)
         return (hidden_ND, None, None, *trained)
+
+
+def _scale(kept: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply in place, some rows at a time: the gradient of a trained output layer is as large as the layer, and copies of it
+    would set the peak of a run. In float32: the factor is one number, and rounding it would scale everything."""
+    for rows in kept.split(max(1, CHUNK_ELEMENTS // kept[0].numel())):
+        rows.copy_(rows.float() * factor)
+    return kept
 
 
 def _liger_loss(head: torch.nn.Linear, hidden_ND: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
