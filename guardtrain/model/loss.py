@@ -170,7 +170,7 @@ class _LossWithGradients(torch.autograd.Function):
 def _scale(kept: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Multiply in place, some rows at a time: the gradient of a trained output layer is as large as the layer, and copies of it
     would set the peak of a run. In float32: the factor is one number, and rounding it would scale everything."""
-    for rows in kept.split(max(1, CHUNK_ELEMENTS // kept[0].numel())):
+    for rows in torch.split(kept, max(1, CHUNK_ELEMENTS // kept[0].numel())):
         rows.copy_(rows.float() * factor)
     return kept
 
