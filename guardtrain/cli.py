@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -145,6 +145,42 @@ def launch(
         typer.echo(start.shown(), nl=False)
         return
     raise typer.Exit(execute(start.commands[0]))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
+    overrides: Overrides = None,
+    cluster: Annotated[str, typer.Option(help="NODESxGPUSxNAME, for example 16x8xH100-80GB.")] = "1xH100-80GB",
+    geometry: Annotated[str | None, typer.Option(help="A config.json, when the recipe's model is not here.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Training rows, when the data are not here.")] = None,
+    device: Annotated[Path | None, typer.Option(help="A JSON file that describes the device by its numbers.")] = None,
+    network_gbit: Annotated[float | None, typer.Option(help="Network of a node, all its cards together.")] = None,
+    host_gib: Annotated[float | None, typer.Option(help="Memory of a node.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU for an hour.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a recipe needs: memory, time, money, the best way to run it. Exit code 1 when nothing fits the cluster."""
+    from guardtrain.overrides import load_recipe
+    from guardtrain.plan.geometry import read_geometry
+    from guardtrain.plan.hardware import DEVICES, parse_cluster, read_device
+    from guardtrain.plan.report import show, to_json
+    from guardtrain.plan.search import make_plan
+    from guardtrain.plan.workload import workload_of
+
+    given = overrides or []
+    wanted = load_recipe(recipe, given)
+    devices = DEVICES
+    if device is not None:
+        described = read_device(device)
+        devices = {described.name.lower(): described}
+    where = parse_cluster(cluster, network_gbit=network_gbit, host_gib=host_gib, devices=devices)
+    planned = make_plan(wanted, read_geometry(geometry or wanted.model.name), workload_of(wanted, rows=rows), where)
+    if as_json:
+        _print_json(to_json(planned, [recipe, *given], price=price))
+    else:
+        show(planned, [recipe, *given], console=_out(), price=price)
+    raise typer.Exit(0 if planned.chosen else 1)
 
 
 @app.command()
@@ -337,6 +373,26 @@ def bench_step_time(
     _out().print(results_table(results))
     if "best_peer" in results:
         _out().print(f"{results['speedup_over_best_peer']:.2f} times the rows/s of {results['best_peer']}, the best peer")
+
+
+@bench_app.command("device")
+def bench_device(
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that work at the same time: GPUs, or shares of a CPU.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what products are computed in.")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each process on a CPU.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write it here, for `guardtrain plan --device`.")] = None,
+) -> None:
+    """Measure this machine for the planner: products, memory, operators, collectives."""
+    _start()
+    from guardtrain.bench.device import measure_device, to_json
+
+    check_writable("--json-file", json_file)
+    if dtype not in {"float32", "bfloat16", "float16"}:
+        raise ConfigError("unknown format", where="--dtype", expected="float32, bfloat16 or float16", found=dtype)
+    measured = to_json(measure_device(ranks=ranks, compute=cast(Any, dtype), threads=threads))
+    if json_file:
+        json_file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    _print_json(measured)
 
 
 def _start() -> Console:

@@ -148,20 +148,6 @@ def set_aside_after(root: Path, step: int) -> None:
             folder.rename(damaged)
 
 
-def predicted_bytes(trained: int, total: int, *, is_adapter: bool, compute_bytes: int, zero_stage: int | None) -> int:
-    """The size of one checkpoint from its parameter counts, before it is written; tokenizer and state, a few MB, come on top.
-
-    compute_bytes: of one number in the computing format. zero_stage: None without DeepSpeed. Adam keeps two float32 numbers for
-    each trained one, DeepSpeed a float32 copy of it besides.
-    """
-    frozen = 0 if is_adapter else total - trained
-    if zero_stage is None:
-        return (4 + 8) * trained + compute_bytes * frozen
-    # ZeRO-3 has no whole weights to write: what trains is in the float32 copies alone. An adapter is written besides, to be used.
-    whole = trained if zero_stage < 3 else 0
-    return 12 * trained + compute_bytes * (whole + frozen + (trained if is_adapter else 0))
-
-
 def _first_damage(folder: Path, manifest: Manifest, names: list[str]) -> str | None:
     """The first of these files that is not as the manifest says. Sizes of all come first: they are cheap."""
     for name in names:

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from guardtrain.config import Recipe
-from guardtrain.distributed.checkpoint import checkpoints, predicted_bytes
+from guardtrain.distributed.checkpoint import checkpoints
 from guardtrain.distributed.engine import launched_file, offloaded_bytes, read_file, zero_stage
 from guardtrain.distributed.preflight import Facts, Finding, collect, exclude_line, judge
 from guardtrain.distributed.ranks import barrier, gather, join, leave, main_first, together
 from guardtrain.errors import DistributedError
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.model.size import parameter_counts
+from guardtrain.plan.host import checkpoint_bytes
 
 
 def check_nodes(recipe: Recipe, *, console: Console) -> bool:
@@ -58,7 +59,7 @@ def preflight(recipe: Recipe, precision: Precision) -> tuple[list[Facts], list[F
     facts = collect(Path(recipe.run_dir))
     file = launched_file()
     deepspeed = None if file is None else read_file(file)
-    checkpoint = predicted_bytes(
+    checkpoint = checkpoint_bytes(
         trained,
         total,
         is_adapter=recipe.model.method in {"lora", "qlora"},

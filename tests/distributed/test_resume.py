@@ -10,7 +10,7 @@ import pytest
 from launching import METHODS, STEPS, TOLERANCE, Launched
 from safetensors.torch import load_file
 
-from guardtrain.distributed.checkpoint import predicted_bytes
+from guardtrain.plan.host import checkpoint_bytes
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
 
@@ -72,7 +72,7 @@ def test_a_checkpoint_is_as_large_as_preflight_predicts(config: str, written: Ca
     size = sum(file.stat().st_size for file in files if file.is_file() and file.name != "tokenizer.json")
     total = sum(value.numel() for value in load_file(run / "model" / "model.safetensors").values())
     stage = None if config == "ddp" else int(config[-1])
-    predicted = predicted_bytes(total, total, is_adapter=False, compute_bytes=4, zero_stage=stage)
+    predicted = checkpoint_bytes(total, total, is_adapter=False, compute_bytes=4, zero_stage=stage)
     assert size == pytest.approx(predicted, rel=0.02)
 
 
