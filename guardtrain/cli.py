@@ -16,7 +16,7 @@ import typer
 
 from guardtrain import __version__
 from guardtrain.errors import ConfigError, GuardtrainError
-from guardtrain.options import check_writable, numbers, pairs, read_text
+from guardtrain.options import check_writable, numbers, one_of, pairs, read_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -223,6 +223,35 @@ def evaluate(
         _print_json(result.to_json())
     else:
         _out().print(measures_table({", ".join(Path(name).name for name in data): result.evaluation}))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[str, typer.Option(help="merged: a whole model; adapter: the adapter of lora or qlora alone.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Its name. Default: the finished model, else the newest valid one.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder. Default: RUN/exported/….")] = None,
+    shard_gb: Annotated[float, typer.Option(help="Size of one file of weights, at most.")] = 5.0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: as it is saved.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model, also from ZeRO's shards, as safetensors that transformers loads; what was cut off goes on."""
+    one_of("--to", to, ("merged", "adapter"))
+    if dtype is not None:
+        one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))
+    if not shard_gb > 0:
+        raise ConfigError("not a size", where="--shard-gb", expected="a number above 0", found=str(shard_gb))
+    console = _start()
+    from guardtrain.train.export import ExportOptions, export_run
+
+    options = ExportOptions(to=to, checkpoint=checkpoint, out=out, shard_bytes=round(shard_gb * 1e9), dtype=dtype)
+    done = export_run(run, options, console)
+    if as_json:
+        _print_json(done.to_json())
+    else:
+        typer.echo(done.said())
 
 
 @data_app.command("check")

@@ -51,3 +51,10 @@ def check_writable(option: str, path: Path | None) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise ConfigError("cannot be written", where=f"{option} {path}", found=error.strerror) from error
+
+
+def one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value`, where it is one of `choices`. Raises ConfigError."""
+    if value not in choices:
+        raise ConfigError("unknown", where=option, expected=" or ".join(choices), found=value)
+    return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from safetensors import safe_open
 
 from guardtrain.distributed.ranks import launched, together
 from guardtrain.errors import CheckpointError
+from guardtrain.streams import CHUNK_BYTES, TensorStream
 
 Weights = dict[str, torch.Tensor]
+
+SHARD_SIZE = "5GB"  # transformers' own is 50 GB, and it copies a whole shard into the host's memory
 
 
 def is_adapter(model: Any) -> bool:
@@ -21,18 +26,21 @@ def is_adapter(model: Any) -> bool:
 
 def weights_to_save(model: Any, zero_stage: int) -> Weights | None:
     """What `write_model` takes; every rank must call it. None where the model holds its own weights."""
-    return gathered_state_dict(model, only_trained=is_adapter(model)) if zero_stage == 3 else None
+    return _gathered_adapter(model) if zero_stage == 3 else None
 
 
 def write_model(model: Any, folder: Path, weights: Weights | None) -> None:
-    """Write the weights, or the adapter's, and read them back. For the main rank alone. Raises CheckpointError."""
-    model.save_pretrained(folder, state_dict=weights)
+    """Write the weights, or the adapter's, and read them back. For the main rank alone. Raises CheckpointError.
+
+    weights: of an adapter that ZeRO-3 has split. A whole model that it has split is not gathered: see `split_streams`.
+    """
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
     if is_adapter(model):
         from peft import get_peft_model_state_dict
 
         verify(folder, get_peft_model_state_dict(model, state_dict=weights), compare_values=True)
     else:
-        verify(folder, weights or model.state_dict(), compare_values=False)
+        verify(folder, model.state_dict(), compare_values=False)
 
 
 def save_adapter(model: Any, folder: Path, zero_stage: int) -> None:
@@ -67,22 +75,36 @@ def verify(folder: Path, expected: Weights, *, compare_values: bool) -> None:
             raise CheckpointError("a weight was saved with other values", where=f"{folder}: {name}")
 
 
-def gathered_state_dict(model: Any, *, only_trained: bool) -> Weights:
-    """The state dict of a model that ZeRO-3 has split, on the main rank's host; every rank must call it. Empty on the others.
+def split_streams(model: Any) -> list[TensorStream]:
+    """The tensors of a model that ZeRO-3 has split, tied ones once, under the model's own names.
 
-    Weights are gathered one at a time, so a GPU holds one of them whole, no more. Tied weights stay one tensor.
-    only_trained: leave out what does not train, for adapters: the base model would fill the host's memory for nothing.
+    Every rank must read the chunks of all in the same order: a tensor is gathered while its stream is read, and is split again
+    when that has ended. The main rank alone gets numbers. Beside what it had, a rank holds one whole tensor and the parts of it
+    that come in.
     """
+    first: dict[int, TensorStream] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        shape = tuple(getattr(value, "ds_shape", value.shape))
+        first.setdefault(id(value), TensorStream(name, shape, value.dtype, partial(_gathered_chunks, value)))
+    return list(first.values())
+
+
+def _gathered_chunks(value: torch.Tensor) -> Iterator[torch.Tensor]:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
+        if launched().is_main:
+            yield from torch.split(value.detach().reshape(-1), CHUNK_BYTES // value.element_size())
+
+
+def _gathered_adapter(model: Any) -> Weights:
+    """The weights of an adapter that ZeRO-3 has split, on the main rank's host; every rank must call it. Empty on the others."""
     import deepspeed
 
     gathered: Weights = {}
-    copies: dict[int, torch.Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if only_trained and not value.requires_grad:
-            continue
-        if id(value) not in copies:
+        if value.requires_grad:
             with deepspeed.zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
-                copies[id(value)] = value.detach().to("cpu", copy=True) if launched().is_main else value
-        if launched().is_main:
-            gathered[name] = copies[id(value)]
+                if launched().is_main:
+                    gathered[name] = value.detach().to("cpu", copy=True)
     return gathered

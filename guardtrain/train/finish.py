@@ -1,11 +1,10 @@
-"""The end of a run: the model is saved, let go of, loaded as its users will, and measured on the held-out rows."""
+"""The end of a run: the model that was saved is let go of, loaded as its users will, and measured on the held-out rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import json
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +17,13 @@ from guardtrain.data.packing import layout
 from guardtrain.data.template import GuardTemplate
 from guardtrain.distributed.mirror import Mirror
 from guardtrain.distributed.preemption import StopReason
-from guardtrain.distributed.ranks import together, wait_for_main
-from guardtrain.distributed.weights import Weights, weights_to_save, write_model
-from guardtrain.errors import CheckpointError, TrainingError
+from guardtrain.errors import TrainingError
 from guardtrain.evaluate.report import evaluate_shown
 from guardtrain.evaluate.runner import Evaluation, choose_thresholds
-from guardtrain.inference.guards import Guard, GuardSettings, load_guard
-from guardtrain.model.load import lasting_name, quiet_progress_bars
+from guardtrain.inference.guards import Guard, load_guard
 from guardtrain.model.loss import chunkable_head, pack_loss_sum
 from guardtrain.train.folder import RunFolder
-from guardtrain.train.job import Job, trained_modes
+from guardtrain.train.job import Job
 from guardtrain.train.memory import is_out_of_memory
 from guardtrain.train.rows import build_tree, measured_rows
 from guardtrain.train.trainer import PackTrainer
@@ -46,46 +42,6 @@ class Outcome:
     guard: Guard | None = None
     evaluation: Evaluation | None = None
     stopped_by: StopReason | None = None
-
-
-def save_model(job: Job, model: Any, collapsed: str | None) -> None:
-    """Write `model/` whole or not at all: weights or adapter, tokenizer, guard.json."""
-    weights = weights_to_save(model, job.zero_stage)
-    together(lambda: wait_for_main(lambda: _write_model(job, model, weights, collapsed), "saved"))
-
-
-def _write_model(job: Job, model: Any, weights: Weights | None, collapsed: str | None) -> None:
-    partial = job.folder.root / "tmp-model"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with quiet_progress_bars():
-            write_model(model, partial, weights)
-        job.tokenizer.save_pretrained(partial)
-        if isinstance(job.template, GuardTemplate):
-            _settings(job, collapsed).write(partial)
-        shutil.rmtree(job.folder.model, ignore_errors=True)
-        partial.rename(job.folder.model)
-    except (OSError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        hint = f"the last checkpoint in {job.folder.checkpoints} is intact; make room and --resume"
-        raise CheckpointError("the model could not be written", where=str(job.folder.model), found=first, hint=hint) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _settings(job: Job, collapsed: str | None) -> GuardSettings:
-    task = job.recipe.task
-    return GuardSettings(
-        base_model=lasting_name(job.recipe.model.name),
-        revision=job.recipe.model.revision,
-        method=job.recipe.model.method,
-        policy=task.policy,
-        modes=trained_modes(job.recipe, job.rows.train),
-        max_reason_tokens=task.max_reason_tokens,
-        max_prompt_tokens=job.recipe.data.max_prompt_tokens,
-        target_fpr=job.recipe.evaluate.target_fpr,
-        collapsed=collapsed,
-    )
 
 
 @torch.no_grad()

@@ -26,11 +26,12 @@ from guardtrain.errors import TrainingError
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.adapters import trainable_parameters
 from guardtrain.train.callbacks import CollapseWatch, MetricsLog, ProgressBar, StopWhenAsked
-from guardtrain.train.finish import Outcome, finish, held_out_loss, release, save_model
+from guardtrain.train.finish import Outcome, finish, held_out_loss, release
 from guardtrain.train.folder import RunFolder
 from guardtrain.train.job import Job, build_job
 from guardtrain.train.memory import advice, is_out_of_memory, keep_freed_memory
 from guardtrain.train.rows import watch_slice
+from guardtrain.train.save import save_model, write_beside
 from guardtrain.train.trainer import PackTrainer
 from guardtrain.types import Label, Mode
 
@@ -159,6 +160,8 @@ def _build_trainer(
             trainer.remove_callback(default)
     stop = StopWhenAsked(requests_of_the_job(job.folder.root, job.recipe.distributed.stop_seconds_before_the_end))
     watch = _build_watch(job, trainer)
+    # DeepSpeed's engine saves weights alone; with these any checkpoint can be exported.
+    trainer.write_beside = lambda folder: write_beside(job, job.model, folder, watch.problem if watch else None)
     callbacks = [
         MetricsLog(job.folder.metrics, lambda: trainer.computed_tokens),
         ProgressBar(lambda: trainer.computed_tokens, console),

@@ -50,6 +50,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         super().__init__(*args, **kwargs)
         self.keep_checkpoints, self.rows_of_pack, self.mirror = keep_checkpoints, rows_of_pack, mirror
         self._universal = universal
+        self.write_beside: Callable[[Path], None] = lambda folder: None  # what goes into a checkpoint, beside the weights
         self.whereabouts = whereabouts or Whereabouts(self.args.ddp_timeout)
         self._losses: list[tuple[int, torch.Tensor]] = []  # of this rank's packs in this step
         self.computed_tokens = 0  # on this rank, by this process: what throughput is measured with
@@ -177,6 +178,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         try:
             with quiet_progress_bars():
                 super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    self.write_beside(root / WRITING / name)
             checkpoint = seal(
                 root / WRITING / name,
                 root,
