@@ -51,20 +51,25 @@ class _File:
         return Stored(self.path, offset, tensor.numel(), tensor.dtype)
 
 
-def engine_streams(checkpoint: Path) -> list[TensorStream]:
-    """All tensors of the model in its own order and number formats; of tied ones the first. Raises CheckpointError."""
+def engine_streams(checkpoint: Path, dtype: torch.dtype | None = None) -> list[TensorStream]:
+    """All tensors of the model in its own order; of tied ones the first. Raises CheckpointError.
+
+    dtype: None rounds to the model's own number formats, as training does after each step.
+    """
     manifest = read_manifest(checkpoint)
     try:
         folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
         models = [_File.described(path) for path in _model_files(folder, manifest)]
         optimizers = [_File.described(_optimizer_file(folder, rank)) for rank in range(manifest.world_size)]
-        return _streams(checkpoint, manifest, models, optimizers)
+        return _streams(checkpoint, manifest, models, optimizers, dtype)
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, ImportError, pickle.UnpicklingError) as error:
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError("the engine's files cannot be read", where=str(checkpoint), found=found) from error
 
 
-def _streams(checkpoint: Path, manifest: Manifest, models: list[_File], optimizers: list[_File]) -> list[TensorStream]:
+def _streams(
+    checkpoint: Path, manifest: Manifest, models: list[_File], optimizers: list[_File], dtype: torch.dtype | None
+) -> list[TensorStream]:
     first = models[0].tree
     found = _in_parts(checkpoint, models, optimizers) if manifest.zero_stage == 3 else _end_to_end(checkpoint, first, optimizers)
     streams = []
@@ -75,7 +80,7 @@ def _streams(checkpoint: Path, manifest: Manifest, models: list[_File], optimize
         shape, pieces = found.get(name) or (value.shape, [models[0].stored(value)])
         if math.prod(shape) != sum(piece.count for piece in pieces):
             raise CheckpointError("a weight is not in it", where=f"{checkpoint}: {name}")
-        streams.append(stored_stream(name, shape, pieces).to(value.dtype))
+        streams.append(stored_stream(name, shape, pieces).to(dtype or value.dtype))
     return streams
 
 

@@ -22,18 +22,11 @@ from guardtrain.streams import TensorStream
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# What a stream of sums would get wrong, and the values under which it does not.
-PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "init_lora_weights": (True, False, "gaussian", None),  # others change the base model
-}
+# Settings that a plain sum of products respects; of all others, those of future versions too, none may be switched on.
+RESPECTED = {"r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform"}
+RESPECTED |= {"layers_pattern", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
+RESPECTED |= {"peft_version", "megatron_core", "qalora_group_size"}
+ALSO_PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, "gaussian")}  # others change the base model
 
 
 def base_folder(name: str, revision: str | None) -> Path:
@@ -102,7 +95,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        odd = next((key for key, plain in PLAIN.items() if config.get(key) not in plain), None)
+        odd = next((key for key, value in config.items() if _is_odd(key, value)), None)
         is_numbers = all(isinstance(config[key], int | float) and config[key] > 0 for key in ("r", "lora_alpha"))
     except (OSError, ValueError, LookupError, AttributeError) as error:
         raise ModelError("the adapter's settings cannot be read", where=str(path), found=str(error)) from error
@@ -112,6 +105,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         hint = "peft's merge_and_unload can, with the whole model in memory"
         raise ModelError("this kind of adapter cannot be merged in a stream", where=f"{path}: {key}", found=found, hint=hint)
     return config
+
+
+def _is_odd(key: str, value: Any) -> bool:
+    return key not in RESPECTED and bool(value) and value not in ALSO_PLAIN.get(key, ())
 
 
 def _whole(stream: TensorStream) -> torch.Tensor:

@@ -114,8 +114,8 @@ class TensorFile:
             raise CheckpointError("a weight was not saved whole", where=str(self._path), found=f"{self._left} bytes missing")
         os.fsync(self._file.fileno())
         written = Written(self._file.tell(), self._hash.hexdigest())
-        # Else it would be read from the cache, which is not what the disk holds.
-        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):  # not on macOS; else it would be read from the cache, which is not what the disk holds
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         check_file(self._path, written)
         return written
 

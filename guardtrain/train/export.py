@@ -172,6 +172,7 @@ def _find_source(run: RunFolder, options: ExportOptions) -> Source:
 def _plan_merged(source: Source, options: ExportOptions) -> tuple[Plan, list[str]]:
     """A whole model, and what is to be said of it."""
     notes: list[str] = []
+    dtype = getattr(torch, options.dtype) if options.dtype else None
     fingerprint = ["merged", options.shard_bytes, str(options.dtype), _fingerprint(source.folder)]
     texts = _texts_beside(source)
     if source.is_adapter:
@@ -181,8 +182,8 @@ def _plan_merged(source: Source, options: ExportOptions) -> tuple[Plan, list[str
         texts |= {name: (base / name).read_bytes() for name in CONFIGS if (base / name).is_file()}
         notes += [MERGED_4_BIT] if source.recipe.model.method == "qlora" else []
     else:
-        streams = engine_streams(source.folder) if (source.folder / "latest").is_file() else model_streams(source.folder)
-    streams = [stream.to(getattr(torch, options.dtype) if options.dtype else None) for stream in streams]
+        streams = engine_streams(source.folder, dtype) if (source.folder / "latest").is_file() else model_streams(source.folder)
+    streams = [stream.to(dtype) for stream in streams]
     texts["config.json"] = _config_naming_format(source, texts, streams)
     return Plan(plan_shards(streams, options.shard_bytes), texts, _digest(fingerprint)), notes
 

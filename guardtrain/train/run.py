@@ -123,7 +123,7 @@ def _train_and_save(job: Job, whereabouts: Whereabouts, console: Console) -> Out
     if watch and not watch.seen:  # resumed after the last step: the mark of the run must not get lost
         watch.look(trainer.state.global_step, is_main=job.ranks.is_main)
     whereabouts.at("saving the model")
-    save_model(job, trainer.accelerator.unwrap_model(trainer.model), watch.problem if watch else None)
+    save_model(job, trainer.accelerator.unwrap_model(trainer.model), watch.problem if watch else None, whereabouts.at)
     if (loss_after := held_out_loss(job)) is not None:
         summary["held_out_loss"] = {"before": loss_before, "after": loss_after}
     mirror = trainer.mirror

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,15 @@ from guardtrain.train.folder import RunFolder
 from guardtrain.train.job import Job, trained_modes
 
 
-def save_model(job: Job, model: Any, collapsed: str | None) -> None:
+def save_model(job: Job, model: Any, collapsed: str | None, at: Callable[[str], None]) -> None:
     """Write `model/` whole or not at all; every rank must call it. Raises CheckpointError.
 
-    collapsed: what the collapse watch has to say.
+    collapsed: what the collapse watch has to say. at: is told of each file that is begun.
     """
     unfinished = job.folder.root / "tmp-model"
     try:
         if job.zero_stage == 3 and not is_adapter(model):
-            write_split_model(model, unfinished)
+            write_split_model(model, unfinished, at=at)
         else:
             weights = weights_to_save(model, job.zero_stage)
             together(lambda: wait_for_main(lambda: _write_held(model, unfinished, weights), "saved"))
@@ -70,7 +70,9 @@ def write_beside(job: Job, model: Any, folder: Path, collapsed: str | None) -> N
         _settings(job, collapsed).write(folder)
 
 
-def write_split_model(model: Any, folder: Path, most_bytes: int = SHARD_BYTES) -> None:
+def write_split_model(
+    model: Any, folder: Path, most_bytes: int = SHARD_BYTES, at: Callable[[str], None] = lambda what: None
+) -> None:
     """Write the weights of a model that ZeRO-3 has split into a new `folder`; every rank must call it. Raises CheckpointError.
 
     No rank ever holds more of it than one tensor. most_bytes: of one file.
@@ -78,6 +80,7 @@ def write_split_model(model: Any, folder: Path, most_bytes: int = SHARD_BYTES) -
     shards = plan_shards(split_streams(model), most_bytes)
     together(lambda: _make_anew(folder) if launched().is_main else None)
     for shard in shards:
+        at(f"saving {shard.name}")
         together(partial(_gather_into, shard, folder))
     together(lambda: _index(folder, shards) if launched().is_main else None)
 
