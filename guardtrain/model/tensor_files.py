@@ -68,15 +68,20 @@ def plan_shards(streams: Iterable[TensorStream], most_bytes: int) -> list[Shard]
     numbers, and others have saved it so: such a one is refused.
     """
     groups: list[list[TensorStream]] = []
-    room = 0
+    group: list[TensorStream] = []
+    room = most_bytes
     for stream in streams:
         if 0 in stream.shape:
             raise CheckpointError("a weight is empty", where=stream.name, found=f"shape {list(stream.shape)}")
-        if stream.num_bytes > room or not groups:
-            groups.append([])
-            room = most_bytes
-        groups[-1].append(stream)
+        if stream.num_bytes > most_bytes:
+            groups.append([stream])
+            continue
+        if stream.num_bytes > room:
+            groups.append(group)
+            group, room = [], most_bytes
+        group.append(stream)
         room -= stream.num_bytes
+    groups += [group] if group else []
     if not groups:
         raise CheckpointError("the model has no weights to save")
     names = [WEIGHTS] if len(groups) == 1 else [f"model-{n + 1:05d}-of-{len(groups):05d}.safetensors" for n in range(len(groups))]
@@ -190,7 +195,7 @@ def file_streams(path: Path) -> list[TensorStream]:
         return [_stream(path, 8 + length, name, entry) for name, entry in header.items() if name != "__metadata__"]
     except FileNotFoundError as error:
         raise ModelError("the model has no such file", where=str(path), expected="weights as safetensors") from error
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ModelError("not a safetensors file", where=str(path), found=str(error)) from error
 
 

@@ -29,7 +29,7 @@ def plan(fingerprint: str = "a", dies_at: str | None = None, factor: float = 1) 
         def chunks():
             if name == dies_at:
                 raise Killed
-            yield torch.full((10,), factor * number)
+            yield torch.full((10,), float(factor * number))
 
         return TensorStream(name, (10,), torch.float32, chunks)
 

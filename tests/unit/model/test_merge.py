@@ -43,7 +43,7 @@ def save(model: Any, folder: Path, **settings: Any) -> Any:
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_it_equals_merge_and_unload(make_tiny: MakeTiny, kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    """To float32's rounding: products of rank 4 are summed in another order."""
+    """To float32's rounding, of numbers up to sixty: products of rank 4 are summed in another order."""
     adapted = save(make_tiny(kind), tmp_path, **settings)
     base = load_file(tmp_path / "base" / "model.safetensors")
     expected = adapted.merge_and_unload().state_dict()
@@ -51,7 +51,7 @@ def test_it_equals_merge_and_unload(make_tiny: MakeTiny, kind: str, settings: di
     changed = 0
     for stream in merged:
         found = torch.cat(list(stream.chunks())).view(stream.shape)
-        assert torch.allclose(found, expected[stream.name], rtol=1e-6, atol=1e-6), stream.name
+        assert torch.allclose(found, expected[stream.name], rtol=1e-5, atol=1e-5), stream.name
         changed += not torch.equal(found, base[stream.name])
     assert len(merged) == len(base)
     assert changed == 2 * 7, "the matrices of two layers"
