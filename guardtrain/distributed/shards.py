@@ -14,6 +14,7 @@ Only the description in a file is read at once; numbers are when their stream is
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ def engine_streams(checkpoint: Path, dtype: torch.dtype | None = None) -> list[T
     dtype: None rounds to the model's own number formats, as training does after each step.
     """
     manifest = read_manifest(checkpoint)
+    if not torch.cuda.is_available():
+        # 2026-11: DeepSpeed, whose classes are in the files, else warns on standard output that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
         models = [_File.described(path) for path in _model_files(folder, manifest)]

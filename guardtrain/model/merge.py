@@ -36,12 +36,12 @@ def base_folder(name: str, revision: str | None) -> Path:
         hint = "export --to adapter, or save the GGUF file as safetensors first"
         raise ModelError("a GGUF base model cannot be merged in a stream", where=name, expected="safetensors", hint=hint)
     folder = Path(source.path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+    with loading_errors(name, "base model"):
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
 
-        with loading_errors(name, "base model"):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
+            folder = Path(snapshot_download(source.path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise ModelError("a quantised base model cannot be merged into", where=name, expected="its 16-bit original")
     return folder

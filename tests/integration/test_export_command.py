@@ -43,7 +43,7 @@ def test_the_finished_model_and_a_checkpoint(method: str, run_of: Any, guardtrai
     assert str(out) in called.out
     for path in (run / "model").iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
-    called = guardtrain("export", run, "--to", "merged", "--checkpoint", "checkpoint-4", "--shard-gb", "0.001", "--json")
+    called = guardtrain("export", run, "--to", "merged", "--checkpoint", "checkpoint-4", "--shard-gb", "0.0001", "--json")
     assert called.code == 0, called.err
     found = json.loads(called.out)
     assert len(found["files"]) > 2
@@ -52,7 +52,7 @@ def test_the_finished_model_and_a_checkpoint(method: str, run_of: Any, guardtrai
     assert weights.keys() == expected.keys()
     assert all((weights[name] == expected[name]).all() for name in expected)
     again = json.loads(
-        guardtrain("export", run, "--to", "merged", "--checkpoint", "checkpoint-4", "--shard-gb", "0.001", "--json").out
+        guardtrain("export", run, "--to", "merged", "--checkpoint", "checkpoint-4", "--shard-gb", "0.0001", "--json").out
     )
     assert again["kept"] == list(found["files"])
 
