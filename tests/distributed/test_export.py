@@ -209,22 +209,18 @@ def test_it_goes_on_after_a_kill_and_notices_what_changed_since(engines: Path) -
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
-FREEZE = ["model.method=freeze", "model.trained_layers=1"]
-RUNS = [("zero3", METHODS["full"], "float32"), ("zero2", FREEZE, "bfloat16"), ("zero3", METHODS["lora"], "float32")]
-
-
-@pytest.mark.parametrize(("config", "method", "dtype"), RUNS, ids=["full", "freeze", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_runs_checkpoint_is_exported_as_its_own_model(
-    config: str, method: list[str], dtype: str, launch: Callable[..., Launched], guardtrain: Any, rows_file: str, tmp_path: Path
+    method: str, launch: Callable[..., Launched], guardtrain: Any, rows_file: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     steps = ["train.max_steps=2", "train.save_steps=2", "evaluate.max_rows=8"]
-    launched = launch(run, config, *method, *steps, f"model.dtype={dtype}")
+    launched = launch(run, "zero3", *METHODS[method], *steps)
     assert launched.code == 0, launched.said[-4000:]
     called = guardtrain("export", run, "--to", "merged", "--checkpoint", "checkpoint-2", "--out", tmp_path / "out", "--json")
     assert called.code == 0, called.err
     assert json.loads(called.out)["tensors"] > 20
-    if method != METHODS["lora"]:
+    if method == "full":
         for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
             assert (tmp_path / "out" / name).read_bytes() == (run / "model" / name).read_bytes(), name
     else:

@@ -63,9 +63,10 @@ def test_numbers_of_all_widths_and_shapes(tmp_path: Path) -> None:
         "counts": torch.arange(1000),
         "ünïcode": torch.randn(2, 3, 5),
     }
-    save_file(tensors, tmp_path / "theirs.safetensors")
+    save_file(tensors, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     (shard,) = plan_shards(file_streams(tmp_path / "theirs.safetensors"), 10**9)
     write_shard(tmp_path, shard)
+    assert (tmp_path / WEIGHTS).read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
     found = load_file(tmp_path / WEIGHTS)
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
