@@ -15,11 +15,12 @@ import torch
 from guardtrain.plan.hardware import Device
 from guardtrain.plan.setup import Compute
 from guardtrain.plan.step_time import LINK_EFFICIENCY, OPERATORS
+from guardtrain.train.memory import keep_freed_memory
 
 # Products as in models of 0.1 to 1 billion parameters: (tokens, inputs, outputs). Large GPUs are measured on larger ones.
 CPU_SHAPES = ((512, 576, 1536), (512, 1024, 3072), (512, 1536, 576))
 GPU_SHAPES = ((4096, 4096, 14336), (4096, 4096, 4096), (4096, 14336, 4096))
-CPU_ELEMENTS, GPU_ELEMENTS = 2**20, 2**27
+CPU_ELEMENTS, GPU_ELEMENTS = 2**24, 2**27
 REDUCED_ELEMENTS = 2**23
 TRIALS = 7
 
@@ -68,6 +69,8 @@ def _measure_rank(rank: int, ranks: int, port: int, compute: Compute, threads: i
     torch.distributed.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     dtype = getattr(torch, compute)
     is_gpu = device.type == "cuda"
+    if not is_gpu:
+        keep_freed_memory()  # as a run does: else every new tensor would be paid for in page faults
     figures = {
         "flops": _flops(GPU_SHAPES if is_gpu else CPU_SHAPES, dtype, device),
         "memory": _memory_bandwidth(GPU_ELEMENTS if is_gpu else CPU_ELEMENTS, device),
