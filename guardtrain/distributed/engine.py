@@ -18,6 +18,7 @@ from typing import Any
 from guardtrain.errors import ConfigError
 
 REFUSED = ("optimizer", "scheduler")
+OFFLOADS = ("offload_param", "offload_optimizer")
 COMPILING_SECONDS = 1200.0  # longer than any of DeepSpeed's operators takes
 ACCELERATE_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
@@ -137,10 +138,10 @@ def offloaded_bytes(tree: dict[str, Any], trained: int, total: int, compute_byte
     return optimizer + weights
 
 
-def on_nvme(tree: dict[str, Any]) -> bool:
-    """Whether a resolved configuration swaps weights or optimizer states out to NVMe."""
+def on_nvme(tree: dict[str, Any], *, what: tuple[str, ...] = OFFLOADS) -> bool:
+    """Whether a resolved configuration swaps any of `what` out to NVMe: weights or optimizer states."""
     zero = tree.get("zero_optimization", {})
-    return any(zero.get(key, {}).get("device") == "nvme" for key in ("offload_optimizer", "offload_param"))
+    return any(zero.get(key, {}).get("device") == "nvme" for key in what)
 
 
 def drop_stale_locks() -> list[Path]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,19 @@ def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bo
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source.path, revision=config.revision or "main", output_loading_info=True, **arguments
         )
-    if loaded["missing_keys"]:  # transformers only warns, and fills them with random numbers
-        missing = sorted(loaded["missing_keys"])
-        found = f"{len(missing)} missing, {missing[0]} among them"
+    require_all_weights(loaded["missing_keys"], config)
+    return ready(model, config, attention)
+
+
+def require_all_weights(missing: Collection[str], config: ModelConfig) -> None:
+    """Raise ModelError where weights are missing: transformers only warns, and fills them with random numbers."""
+    if missing:
+        found = f"{len(missing)} missing, {min(missing)} among them"
         raise ModelError("the model's weights are incomplete", where=config.name, expected="every weight", found=found)
+
+
+def ready(model: Any, config: ModelConfig, attention: str) -> Any:
+    """`model`, without a cache. Raises ModelError when its attention cannot be replaced by `attention`."""
     if attention != "sdpa" and not model.is_backend_compatible():
         # It would compute attention in its own way and see all rows of a pack.
         found = type(model).__name__

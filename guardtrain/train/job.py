@@ -21,12 +21,12 @@ from guardtrain.distributed.ranks import Ranks, gather, join, main_first, togeth
 from guardtrain.distributed.universal import convert, loading_universal
 from guardtrain.errors import CheckpointError, ConfigError, DistributedError
 from guardtrain.evaluate.runner import EvaluationMode
-from guardtrain.model.adapters import prepare_for_training
 from guardtrain.model.attention import Backend, attention_windows, choose_backend
-from guardtrain.model.load import load_model, load_tokenizer
+from guardtrain.model.load import load_tokenizer
 from guardtrain.model.precision import Precision, choose_precision
 from guardtrain.train.check import require_fit_nodes
 from guardtrain.train.folder import RunFolder, RunState
+from guardtrain.train.loading import build_model
 from guardtrain.train.rows import Rows, Template, build_stream, build_template, load_rows
 from guardtrain.train.stream import PackStream
 from guardtrain.types import Example, GuardExample
@@ -90,7 +90,7 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
         drop_stale_locks()
     # Before the model: under ZeRO-3 its weights are shared out while they are loaded.
     arguments = training_arguments(recipe, folder, stream, precision, ranks, deepspeed)
-    model = _build_model_on_all(recipe, precision, backend, deepspeed)
+    model, said_of_loading = build_model(recipe, precision, backend, deepspeed)
     together(lambda: _check_context(recipe, template, model, backend))
     resumed_step = None if checkpoint is None else step_of(checkpoint)
     together(lambda: _begin(folder, recipe, state, rows, resumed_step) if ranks.is_main else None)
@@ -109,6 +109,7 @@ def build_job(recipe: Recipe, *, resume: bool = False) -> Job:
             f"tree attention by {backend.name}: {why_backend}",
             said_of_ranks(recipe, ranks, deepspeed),
             *measured,
+            *said_of_loading,
             *(f"warning: {each.folder.name} is not used: {each.problem}" for each in skipped),
             *([f"{checkpoint.name} is of another number of ranks: converted"] if checkpoint and universal else []),
         ],
@@ -206,27 +207,6 @@ def _collator(recipe: Recipe, backend: Backend, model: Any) -> Collator:
     return Collator(
         lambda pack: backend.plan(pack, windows), pad_to=recipe.train.pack_tokens if backend.needs_fixed_length else 1
     )
-
-
-def _build_model(recipe: Recipe, precision: Precision, backend: Backend, *, uses_deepspeed: bool) -> Any:
-    """Below an adapter the weights are kept in the computing format; full and freeze hold all of them in float32.
-
-    DeepSpeed holds float32 copies of its own of what trains, so there all weights are in the computing format.
-    """
-    is_adapter = recipe.model.method in {"lora", "qlora"}
-    weights_dtype = precision.compute if is_adapter or uses_deepspeed else torch.float32
-    model = load_model(recipe.model, weights_dtype, quantized=recipe.model.method == "qlora", attention=backend.registered_name)
-    return prepare_for_training(model, recipe.model, weights_dtype if uses_deepspeed else torch.float32)
-
-
-def _build_model_on_all(recipe: Recipe, precision: Precision, backend: Backend, deepspeed: dict[str, Any] | None) -> Any:
-    """Build it so that no rank waits for one that failed."""
-
-    def build() -> Any:
-        return _build_model(recipe, precision, backend, uses_deepspeed=deepspeed is not None)
-
-    # Under ZeRO-3 loading is made of collectives: a rank that fails cannot meet the others. It ends, and its launcher ends them.
-    return build() if zero_stage(deepspeed or {}) == 3 else together(build)
 
 
 def _check_context(recipe: Recipe, template: Template, model: Any, backend: Backend) -> None:
