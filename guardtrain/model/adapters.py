@@ -16,10 +16,17 @@ def prepare_for_training(model: Any, config: ModelConfig, trained_dtype: torch.d
     trained_dtype: the format of what trains: float32, or the computing format under DeepSpeed, which keeps float32 copies.
     """
     if config.method == "full":
-        return model.to(trained_dtype)
+        _cast_parameters(model, trained_dtype)
+        return model
     if config.method == "freeze":
         return _train_last_layers(model, config.trained_layers, trained_dtype)
     return _add_lora(model, config, trained_dtype)
+
+
+def _cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Not `module.to(dtype)`: it would round the frequencies of rotary positions too, which no saved model holds."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def trainable_parameters(model: torch.nn.Module) -> tuple[int, int]:
@@ -74,5 +81,6 @@ def _train_last_layers(model: Any, num_layers: int, trained_dtype: torch.dtype) 
         )
     model.requires_grad_(False)
     for module in [*layers[len(layers) - num_layers :], model.model.norm]:
-        module.to(trained_dtype).requires_grad_(True)
+        _cast_parameters(module, trained_dtype)
+        module.requires_grad_(True)
     return model

@@ -42,6 +42,16 @@ def test_full_trains_everything(kind: str, make_tiny: Callable[..., Any]) -> Non
     assert trained == total == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("method", ["full", "freeze", "lora"])
+def test_rotary_frequencies_are_not_rounded(method: Any, make_tiny: Callable[..., Any]) -> None:
+    """Under DeepSpeed what trains is bfloat16; positions that are trained so are not those of the model that is saved."""
+    expected = make_tiny("qwen3").model.rotary_emb.inv_freq
+    model = prepare_for_training(make_tiny("qwen3"), ModelConfig(method=method, trained_layers=2), torch.bfloat16)
+    (found,) = (buffer for name, buffer in model.named_buffers() if name.endswith(".inv_freq"))
+    assert torch.equal(found, expected)
+    assert found.dtype is torch.float32
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_freeze_trains_the_last_layers_and_the_final_norm(kind: str, make_tiny: Callable[..., Any]) -> None:
     model = prepare_for_training(make_tiny(kind, num_layers=3).bfloat16(), ModelConfig(method="freeze", trained_layers=2))
