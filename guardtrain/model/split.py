@@ -28,8 +28,8 @@ from guardtrain.model.stored import StoredWeight, read_header
 class StoredModel:
     """A model on disk, of which every weight was found.
 
-    settings, generation: transformers' configurations, the second None where there is none. dtype: what its weights shall be
-    held in. weights: by the model's own names. absent: the model's names of weights that are tied to one of those.
+    settings, generation: transformers' configurations. dtype: what its weights shall be held in. weights: by the model's own
+    names. absent: the model's names of weights that are tied to one of those.
     """
 
     config: ModelConfig
@@ -105,7 +105,7 @@ def finish(model: Any, stored: StoredModel) -> Any:
         value._is_hf_initialized = True
     model.initialize_weights()
     model.tie_weights(missing_keys=set(stored.absent), recompute_mapping=False)
-    model.generation_config = stored.generation or model.generation_config
+    model.generation_config = stored.generation
     return ready(model.eval(), stored.config, stored.attention)
 
 
@@ -131,11 +131,13 @@ def _find_files(source: ModelSource, config: ModelConfig) -> list[Path] | None:
 
 
 def _generation(source: ModelSource, config: ModelConfig) -> Any:
+    """How the model generates, as `from_pretrained` has it: where no file says so, from what config.json says of it."""
     from transformers import GenerationConfig
 
+    arguments: dict[str, Any] = {"revision": config.revision or "main"}
     if _find_file(source, config, "generation_config.json") is None:
-        return None
-    return GenerationConfig.from_pretrained(source.path, revision=config.revision or "main")
+        arguments |= {"config_file_name": "config.json", "_from_model_config": True}
+    return GenerationConfig.from_pretrained(source.path, **arguments)
 
 
 def _match(stored: StoredModel, files: list[Path]) -> StoredModel | str:
