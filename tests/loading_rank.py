@@ -134,7 +134,9 @@ def parts(case: dict[str, Any]) -> dict[str, Any]:
 
 def settings(model: Any) -> list[Any]:
     tree = model.config.to_dict()
-    return [tree, model.config.name_or_path, model.generation_config.to_dict(), model.training, model.all_tied_weights_keys]
+    renamings = [(type(each).__name__, each.source_patterns, each.target_patterns) for each in model._weight_conversions]
+    generation = model.generation_config.to_dict()
+    return [tree, model.config.name_or_path, generation, model.training, model.all_tied_weights_keys, renamings]
 
 
 def whole_copies(model: Any) -> dict[str, torch.Tensor]:

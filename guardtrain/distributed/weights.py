@@ -34,7 +34,9 @@ def write_model(model: Any, folder: Path, weights: Weights | None) -> None:
 
     weights: of an adapter that ZeRO-3 has split. A whole model that it has split is not gathered: see `split_streams`.
     """
-    model.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
+    # A copy: 2026-11, transformers 5.23 takes out of it what it has written, unless the model was loaded by `from_pretrained`.
+    copied = None if weights is None else dict(weights)
+    model.save_pretrained(folder, state_dict=copied, max_shard_size=SHARD_SIZE)
     if is_adapter(model):
         from peft import get_peft_model_state_dict
 

@@ -29,7 +29,7 @@ class StoredModel:
     """A model on disk, of which every weight was found.
 
     settings, generation: transformers' configurations. dtype: what its weights shall be held in. weights: by the model's own
-    names. absent: the model's names of weights that are tied to one of those.
+    names. absent: the model's names of weights that are tied to one of those. conversions: transformers' renamings of them.
     """
 
     config: ModelConfig
@@ -37,6 +37,7 @@ class StoredModel:
     generation: Any
     dtype: torch.dtype
     attention: str
+    conversions: list[Any] = field(default_factory=list)
     weights: dict[str, StoredWeight] = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
 
@@ -106,6 +107,7 @@ def finish(model: Any, stored: StoredModel) -> Any:
     model.initialize_weights()
     model.tie_weights(missing_keys=set(stored.absent), recompute_mapping=False)
     model.generation_config = stored.generation
+    model._weight_conversions = stored.conversions  # as `from_pretrained` leaves them, for `save_pretrained` to undo
     return ready(model.eval(), stored.config, stored.attention)
 
 
@@ -163,7 +165,7 @@ def _match(stored: StoredModel, files: list[Path]) -> StoredModel | str:
         return "some need not be stored"
     require_all_weights(missing, stored.config)
     _check_shapes(weights, expected)
-    return replace(stored, weights=weights, absent=frozenset(absent))
+    return replace(stored, conversions=mapping, weights=weights, absent=frozenset(absent))
 
 
 def _skeleton(stored: StoredModel) -> Any:
