@@ -123,11 +123,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", help="cells whose name contains this")
+    parser.add_argument("--measured", type=Path, help="an earlier result: predict anew for what it has measured")
     args = parser.parse_args()
+    earlier = {} if args.measured is None else {each["cell"]: each for each in json.loads(args.measured.read_text())["cells"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         devices: dict[tuple[int, str], Path] = {}
-        results = [measured(cell, work, devices) for cell in CELLS if args.only is None or args.only in cell.name]
+        results = [
+            compared(cell, work, devices, earlier.get(cell.name)) for cell in CELLS if args.only is None or args.only in cell.name
+        ]
         described = {f"{ranks} ranks, {dtype}": json.loads(path.read_text()) for (ranks, dtype), path in devices.items()}
     worst = sorted(results, key=lambda each: -abs(each["memory_error"]))
     document = {
@@ -141,15 +145,18 @@ def main() -> None:
         print(f"memory {each['memory_error']:+.1%}  time {each['time_error']:+.1%}  {each['cell']}")
 
 
-def measured(cell: Cell, work: Path, devices: dict[tuple[int, str], Path]) -> dict[str, Any]:
-    """What a cell took and what was predicted for it; errors relative to what was measured."""
+def compared(cell: Cell, work: Path, devices: dict[tuple[int, str], Path], earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """What a cell took and what was predicted for it; errors relative to what was measured. earlier: when it was."""
     model = model_folder(cell.model, work)
     shape = (cell.ranks, cell.dtype)
     if shape not in devices:
         devices[shape] = work / f"device-{cell.ranks}-{cell.dtype}.json"
         probe = ["bench", "device", "--ranks", str(cell.ranks), "--dtype", cell.dtype, "--threads", str(threads(cell))]
         run([str(Path(sys.executable).with_name("guardtrain")), *probe, "--json-file", str(devices[shape])], cell, work)
-    counted, seconds = trained(cell, model, work)
+    if earlier is None:
+        counted, seconds = trained(cell, model, work)
+    else:
+        counted, seconds = earlier["measured_bytes"], earlier["measured_seconds"]
     predicted = prediction(cell, model, devices[shape])
     result = {
         "cell": cell.name,

@@ -14,7 +14,7 @@ import torch
 
 from guardtrain.plan.hardware import Device
 from guardtrain.plan.setup import Compute
-from guardtrain.plan.step_time import LINK_EFFICIENCY, OPERATORS
+from guardtrain.plan.step_time import ATTENTION_PRODUCTS, LINK_EFFICIENCY, OPERATORS
 from guardtrain.train.memory import keep_freed_memory
 
 # Products as in models of 0.1 to 1 billion parameters: (tokens, inputs, outputs). Large GPUs are measured on larger ones.
@@ -52,6 +52,7 @@ def _device(figures: dict[str, float]) -> Device:
         memory_bytes=torch.cuda.get_device_properties(0).total_memory if is_gpu else host_memory,
         flops=figures["flops"],
         efficiency=1.0,  # measured ones are what is reached
+        attention_efficiency=figures["attention"] / figures["flops"],
         memory_bandwidth=figures["memory"],
         link_bandwidth=figures["link"] / LINK_EFFICIENCY,
         host_bandwidth=figures["host"],
@@ -73,6 +74,7 @@ def _measure_rank(rank: int, ranks: int, port: int, compute: Compute, threads: i
         keep_freed_memory()  # as a run does: else every new tensor would be paid for in page faults
     figures = {
         "flops": _flops(GPU_SHAPES if is_gpu else CPU_SHAPES, dtype, device),
+        "attention": _attention_flops(dtype, device),
         "memory": _memory_bandwidth(GPU_ELEMENTS if is_gpu else CPU_ELEMENTS, device),
         "host": _host_bandwidth(device),
         "launch": _launch_seconds(device),
@@ -98,6 +100,20 @@ def _flops(shapes: tuple[tuple[int, int, int], ...], dtype: torch.dtype, device:
         seconds += _seconds(products, device)
         operations += 3 * 2 * tokens * inputs * outputs
     return operations / seconds
+
+
+def _attention_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of attention in both directions: of a block of rows that sees a policy and itself, under a mask."""
+    heads, queries, keys, width = 8, 192, 288, 64
+    shapes = ((1, heads, queries, width), (1, heads, keys, width), (1, heads, keys, width))
+    query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+    def both_ways() -> None:
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        output.backward(output)  # type: ignore[no-untyped-call]
+
+    return ATTENTION_PRODUCTS * 4 * queries * keys * heads * width / _seconds(both_ways, device)
 
 
 def _memory_bandwidth(elements: int, device: torch.device) -> float:

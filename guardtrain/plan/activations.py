@@ -114,7 +114,7 @@ def _projections(geometry: Geometry, setup: Setup) -> float:
     kept += compute * geometry.query_width * _keeps_input("o_proj", setup)
     kept += compute * geometry.intermediate_size * _keeps_input("down_proj", setup)
     if setup.is_adapter:
-        kept += compute * setup.lora_rank * sum(_has_adapter(name, setup) for name in geometry.linear_shapes)
+        kept += compute * setup.lora_rank * sum(has_adapter(name, setup) for name in geometry.linear_shapes)
     return kept
 
 
@@ -148,8 +148,9 @@ def _sdpa(geometry: Geometry, setup: Setup) -> float:
 
 
 def _keeps_input(name: str, setup: Setup) -> bool:
-    return not setup.is_adapter or _has_adapter(name, setup)
+    return not setup.is_adapter or has_adapter(name, setup)
 
 
-def _has_adapter(name: str, setup: Setup) -> bool:
+def has_adapter(name: str, setup: Setup) -> bool:
+    """Whether an adapter lies on the matrix of this name."""
     return "all-linear" in setup.lora_targets or name in setup.lora_targets

@@ -23,8 +23,9 @@ GIB = 2**30
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """memory_bytes: usable by tensors and allocator, what the driver reports; flops: dense half-precision products, operations a
-    second; efficiency: the share of them that large products reach; memory_bandwidth, link_bandwidth (to the node's other GPUs)
-    and host_bandwidth (to the host's memory): bytes a second; launch_seconds: of one operator, on the CPU that starts it.
+    second; efficiency: the share of them that large products reach, attention_efficiency: that attention does;
+    memory_bandwidth, link_bandwidth (to the node's other GPUs) and host_bandwidth (to the host's memory): bytes a second;
+    launch_seconds: of one operator, on the CPU that starts it.
 
     is_host: it computes in the host's own memory, one operator after the other. has_bfloat16: natively.
     """
@@ -36,6 +37,7 @@ class Device:
     link_bandwidth: float
     host_bandwidth: float
     efficiency: float = 0.65
+    attention_efficiency: float = 0.35
     launch_seconds: float = 6e-6
     has_bfloat16: bool = True
     is_host: bool = False
@@ -77,6 +79,7 @@ _DEVICES = (
         memory_bytes=24 * GIB,
         flops=100e9,
         efficiency=1.0,
+        attention_efficiency=0.3,
         memory_bandwidth=12 * GB,
         link_bandwidth=1 * GB,
         host_bandwidth=12 * GB,

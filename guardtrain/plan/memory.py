@@ -65,7 +65,7 @@ def moments(geometry: Geometry, setup: Setup) -> list[Moment]:
         work = exchange_work(geometry, setup)
         early, late = _gradients_when_exchanged(geometry, setup)
         found |= {
-            "first exchange": until_backward
+            "first exchange": {kind: size * _left_at_first_exchange(geometry, setup) for kind, size in until_backward.items()}
             | {"gradients": early, "exchange": buffers + work, "gathered weights": _without_embedding(gathered, geometry, setup)},
             "last exchange": {
                 "gradients": late,
@@ -192,6 +192,15 @@ def _gradients_when_exchanged(geometry: Geometry, setup: Setup) -> tuple[float, 
     # In half precision a rank's share is there from the first exchange on; float32 gradients are their own.
     is_there = setup.compute_bytes < FLOAT or (setup.engine is not None and setup.engine.stage == 3)
     return (after if is_there else before) + table, after + _table_gradients(geometry, setup)
+
+
+def _left_at_first_exchange(geometry: Geometry, setup: Setup) -> float:
+    """Of what is kept for the backward: all where the output layer's gradient is larger than a bucket and goes at once, else what
+    is left when a bucket is full."""
+    assert setup.engine is not None
+    if largest_trained(geometry, setup) > setup.engine.reduce_bucket or _is_half_stage_1(setup):
+        return 1.0
+    return max(0.0, 1 - setup.engine.reduce_bucket / trained_parameters(geometry, setup))
 
 
 def _without_embedding(gathered: float, geometry: Geometry, setup: Setup) -> float:

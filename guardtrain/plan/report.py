@@ -39,7 +39,7 @@ def show(plan: Plan, arguments: list[str], *, console: Console, price: float | N
 def described(candidate: Candidate) -> str:
     """A candidate in a few words."""
     checkpointing = ", gradient checkpointing" if candidate.setup.gradient_checkpointing else ""
-    return f"{candidate.strategy}, packs of {candidate.setup.pack.tokens} tokens{checkpointing}"
+    return f"{candidate.strategy}, packs of {candidate.setup.pack.budget} tokens{checkpointing}"
 
 
 def commands(plan: Plan, candidate: Candidate, arguments: list[str]) -> list[str]:
@@ -63,7 +63,7 @@ def overrides(plan: Plan, candidate: Candidate) -> list[str]:
     wanted = {
         "model.method": (model.method, setup.method),
         "distributed.strategy": (plan.recipe.distributed.strategy, strategy),
-        "train.pack_tokens": (train.pack_tokens, setup.pack.tokens),
+        "train.pack_tokens": (train.pack_tokens, setup.pack.budget),
         "train.packs_per_step": (train.packs_per_step, candidate.packs_per_step),
         "train.gradient_checkpointing": (train.gradient_checkpointing, setup.gradient_checkpointing),
     }
@@ -120,7 +120,7 @@ def _candidate_json(plan: Plan, candidate: Candidate, price: float | None) -> di
         "method": candidate.setup.method,
         "strategy": candidate.strategy,
         "gradient_checkpointing": candidate.setup.gradient_checkpointing,
-        "pack_tokens": candidate.setup.pack.tokens,
+        "pack_tokens": candidate.setup.pack.budget,
         "packs_per_step": candidate.packs_per_step,
         "fits": candidate.problem is None,
         "problem": None if candidate.problem is None else str(candidate.problem),
@@ -171,7 +171,7 @@ def _add(table: Table, plan: Plan, candidate: Candidate) -> None:
         setup.method,
         candidate.strategy,
         "yes" if setup.gradient_checkpointing else "no",
-        str(setup.pack.tokens),
+        str(setup.pack.budget),
         f"{candidate.device_bytes / GIB:.1f}",
         f"{candidate.host.total / GIB:.0f}",
         f"{candidate.time.total:.2f}",

@@ -75,7 +75,7 @@ class Candidate:
     @property
     def tokens_per_step(self) -> int:
         """Budgets of all packs of an optimizer step."""
-        return self.packs_per_step * self.setup.pack.tokens
+        return self.packs_per_step * self.setup.pack.budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def best(candidates: list[Candidate]) -> Candidate | None:
         return None
     fastest = max(each.rows_per_second for each in fitting)
     as_fast = [each for each in fitting if each.rows_per_second >= fastest * (1 - EQUAL)]
-    return min(as_fast, key=lambda each: (each.simplicity, each.setup.gradient_checkpointing, each.setup.pack.tokens))
+    return min(as_fast, key=lambda each: (each.simplicity, each.setup.gradient_checkpointing, each.setup.pack.budget))
 
 
 def as_asked(recipe: Recipe, geometry: Geometry, workload: Workload, cluster: Cluster) -> Candidate:
@@ -149,8 +149,10 @@ def candidate(recipe: Recipe, geometry: Geometry, workload: Workload, cluster: C
     packs = max(ranks, round(recipe.train.packs_per_step / ranks) * ranks)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, packs_per_step=packs))
     compute = compute_format(recipe, cluster)
-    pack = workload.pack(recipe.train.pack_tokens)
-    setup = setup_of(recipe, strategy, ranks=ranks, pack=pack, compute=compute, attention=attention(recipe, cluster))
+    backend = attention(recipe, cluster)
+    # As model/attention says: the kernels of flex are compiled for a length.
+    pack = workload.pack(recipe.train.pack_tokens, is_padded=backend == "flex")
+    setup = setup_of(recipe, strategy, ranks=ranks, pack=pack, compute=compute, attention=backend)
     return assess(geometry, workload, cluster, strategy, setup)
 
 
@@ -169,7 +171,7 @@ def assess(geometry: Geometry, workload: Workload, cluster: Cluster, strategy: s
         reserved_bytes=0.0 if cluster.device.is_host else CONTEXT_BYTES + FRAGMENTATION * (highest.total - static),
         host=host_needs(geometry, setup, cluster),
         time=time,
-        rows_per_second=packs * workload.rows_of_pack(setup.pack.tokens) / time.total,
+        rows_per_second=packs * workload.rows_of_pack(setup.pack.budget) / time.total,
         problem=None,
     )
     return dataclasses.replace(found, problem=_problem(found, geometry))

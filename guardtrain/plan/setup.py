@@ -24,9 +24,10 @@ BLOCK_TOKENS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class PackShape:
-    """One pack. tokens: T, padding included; root_tokens: P, the policy that all its rows share; supervised_tokens: S;
-    row_tokens: of one row."""
+    """One pack. budget: train.pack_tokens; tokens: T, padding included; root_tokens: P, the policy that all its rows share;
+    supervised_tokens: S; row_tokens: of one row."""
 
+    budget: int
     tokens: int
     root_tokens: int
     supervised_tokens: int

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from guardtrain.plan.activations import chunk_tokens, head_trains, residual_bytes
+from guardtrain.plan.activations import chunk_tokens, has_adapter, head_trains
 from guardtrain.plan.geometry import Geometry
 from guardtrain.plan.hardware import Cluster
 from guardtrain.plan.setup import BLOCK_TOKENS, Setup
 from guardtrain.plan.states import FLOAT, NF4_BYTES, frozen_bytes, trained_layers, trained_parameters
 
 # Reads and writes of a width by element-wise operators in the forward of a layer, and in its backward: two norms and two sums on
-# D, rotary positions and copies of heads on H and K, activation and product on F. Counted in the models' code.
-PASSES_D, PASSES_H, PASSES_F = (20, 40), (16, 24), (5, 9)
+# D, rotary positions and copies of heads on H and K, norms on them where there are, activation and product on F; adapters on what
+# goes into a matrix and what comes out. Counted in the code of models and adapters.
+PASSES_D, PASSES_H, PASSES_F = (20, 40), (22, 32), (5, 9)
+PASSES_OF_QK_NORM, PASSES_IN, PASSES_OUT = (7, 17), (1, 5), (6, 4)
 SOFTMAX_PASSES = 12
+COPIES_OF_GRADIENTS = 9
+# Forward 1, backward 2.5 of it (Dao 2023, FlashAttention-2, section 4.1).
+ATTENTION_PRODUCTS = 3.5
 # Operators that a layer starts in forward and backward; each adapter adds its own.
 OPERATORS, OPERATORS_OF_AN_ADAPTER = 260, 16
+# DeepSpeed's hooks, in Python: ZeRO-3's gather the weights of every module of a layer and let them go, the others' take each
+# gradient. Not counted but fitted: a millisecond each where an operator took 3 microseconds (benchmarks/results/plan_cpu.json).
+MODULES, MODULES_OF_AN_ADAPTER, MATRICES_AND_NORMS, OPERATORS_OF_A_HOOK = 13, 3, 9, 300
 # AdamW reads weight, gradient and moments and writes three of them; the gradient's norm reads it, clipping changes it.
 OPTIMIZER_BYTES = 4 * (7 + 3)
 # Of bandwidth between GPUs, what collectives of large messages reach.
@@ -46,7 +54,7 @@ def step_time(geometry: Geometry, setup: Setup, cluster: Cluster) -> StepTime:
     packs, device = setup.accumulation, cluster.device
     terms = {
         "products": packs * product_flops(geometry, setup) / (device.flops * device.efficiency),
-        "attention": packs * attention_flops(geometry, setup) / (device.flops * device.efficiency),
+        "attention": packs * attention_flops(geometry, setup) / (device.flops * device.attention_efficiency),
         "element-wise": packs * elementwise_bytes(geometry, setup) / device.memory_bandwidth,
         "unpacking 4 bits": packs * unpacking_bytes(geometry, setup) / device.memory_bandwidth,
     }
@@ -73,32 +81,40 @@ def product_flops(geometry: Geometry, setup: Setup) -> float:
 
 
 def attention_flops(geometry: Geometry, setup: Setup) -> float:
-    """Of scores and weighted sums: twice two products forward, five backward (Dao 2023, FlashAttention-2, section 4.1)."""
+    """Of scores and weighted sums, forward and backward."""
     pack = setup.pack
     seen = pack.seen_tokens
     if setup.attention == "sdpa":  # masks are computed through
         seen = pack.root_tokens + max(pack.row_tokens, BLOCK_TOKENS + pack.row_tokens / 2)
     one_layer = 4 * pack.tokens * seen * geometry.query_width
     layers, below = trained_layers(geometry, setup), geometry.num_layers - trained_layers(geometry, setup)
-    return one_layer * (layers * (3.5 + setup.gradient_checkpointing) + below)
+    return one_layer * (layers * (ATTENTION_PRODUCTS + setup.gradient_checkpointing) + below)
 
 
 def elementwise_bytes(geometry: Geometry, setup: Setup) -> float:
     """Memory traffic of what is no product: norms, rotary positions, activation, sums, softmax over the vocabulary."""
-    compute, residual = setup.compute_bytes, residual_bytes(setup)
-    widths = (geometry.hidden_size, geometry.query_width + geometry.kv_width, geometry.intermediate_size)
-    sizes = (max(residual, FLOAT), compute, compute)
-    forward, backward = (
-        sum(passes[way] * width * size for passes, width, size in zip((PASSES_D, PASSES_H, PASSES_F), widths, sizes, strict=True))
-        for way in (0, 1)
-    )
+    forward, backward = (_passed_by_layer(geometry, setup, way) for way in (0, 1))
     layers, below = trained_layers(geometry, setup), geometry.num_layers - trained_layers(geometry, setup)
     per_token = forward * (layers * (1 + setup.gradient_checkpointing) + below) + backward * layers
     softmax = SOFTMAX_PASSES * FLOAT * setup.pack.supervised_tokens * geometry.vocab_size
     chunks = -(-setup.pack.supervised_tokens // chunk_tokens(geometry, setup))
     gradients = 3 * setup.trained_bytes * geometry.embedding_parameters * chunks if head_trains(setup) else 0
-    written = 3 * setup.trained_bytes * trained_parameters(geometry, setup)  # gradients, and their sums over packs
+    # Gradients and their sums over packs; DeepSpeed copies them into buckets, float32, ranks' parts and one piece.
+    written = (3 if setup.engine is None else COPIES_OF_GRADIENTS) * FLOAT * trained_parameters(geometry, setup)
     return setup.pack.tokens * per_token + softmax + gradients + written
+
+
+def _passed_by_layer(geometry: Geometry, setup: Setup, way: int) -> float:
+    """Bytes a token that a layer's element-wise operators read and write. way: 0 forward, 1 backward."""
+    compute, heads = setup.compute_bytes, geometry.query_width + geometry.kv_width
+    passed = FLOAT * PASSES_D[way] * geometry.hidden_size
+    passed += compute * (PASSES_H[way] * heads + PASSES_F[way] * geometry.intermediate_size)
+    if geometry.has_qk_norm:
+        passed += FLOAT * PASSES_OF_QK_NORM[way] * heads
+    if setup.is_adapter:
+        adapted = [shape for name, shape in geometry.linear_shapes.items() if has_adapter(name, setup)]
+        passed += compute * sum(PASSES_IN[way] * inputs + PASSES_OUT[way] * outputs for inputs, outputs in adapted)
+    return float(passed)
 
 
 def unpacking_bytes(geometry: Geometry, setup: Setup) -> float:
@@ -110,11 +126,15 @@ def unpacking_bytes(geometry: Geometry, setup: Setup) -> float:
 
 
 def operators(geometry: Geometry, setup: Setup) -> float:
-    """How many operators a pack starts."""
-    adapters = len(geometry.linear_shapes) * OPERATORS_OF_AN_ADAPTER if setup.is_adapter else 0
+    """How many operators a pack starts, and what else takes the time of as many."""
+    adapted = sum(has_adapter(name, setup) for name in geometry.linear_shapes) if setup.is_adapter else 0
+    one_layer = OPERATORS + adapted * OPERATORS_OF_AN_ADAPTER
+    if setup.engine is not None and setup.engine.stage == 3:
+        one_layer += (MODULES + adapted * MODULES_OF_AN_ADAPTER) * OPERATORS_OF_A_HOOK
+    elif setup.engine is not None:
+        one_layer += (2 * adapted if setup.is_adapter else MATRICES_AND_NORMS) * OPERATORS_OF_A_HOOK
     layers, below = trained_layers(geometry, setup), geometry.num_layers - trained_layers(geometry, setup)
-    third = (OPERATORS + adapters) / 3
-    return third * (layers * (3 + setup.gradient_checkpointing) + below)
+    return one_layer / 3 * (layers * (3 + setup.gradient_checkpointing) + below)
 
 
 def communication_seconds(geometry: Geometry, setup: Setup, cluster: Cluster) -> float:

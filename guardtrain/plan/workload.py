@@ -23,9 +23,11 @@ CHARACTERS_OF_PROMPTS, CHARACTERS_OF_PROSE = 4.0, 4.8
 # What the chat templates put around the policy; the end of the user's turn; an empty and a filled think block with the verdict.
 POLICY_SCAFFOLD, PROMPT_SCAFFOLD, OFF_TOKENS, ON_SCAFFOLD = 8, 6, 10, 11
 SUPERVISED_OF_OFF, SUPERVISED_OF_ON_SCAFFOLD = 2, 13
-CHAT_TURN_SCAFFOLD = 5
-# benchmarks/results/packing.json: how full packs are.
-FILL = 0.99
+# The system turn that many templates begin a chat with, and what they put around each turn.
+CHAT_SCAFFOLD, CHAT_TURN_SCAFFOLD = 22, 5
+# Of a row, what a pack has left at its end: packs of 256 tokens of the starter's pairs are 90 % full, of 4,096 tokens of real
+# rows 99.6 % (benchmarks/results/packing.json).
+LEFT_OF_A_ROW, MOST_LEFT = 0.4, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +44,25 @@ class Workload:
     epochs: float
     said: str
 
-    def pack(self, tokens: int) -> PackShape:
-        """A typical pack of a budget of `tokens`. Raises ConfigError where the policy leaves no room for a row."""
-        room = tokens - self.policy_tokens
-        if room < self.row_tokens:
+    def pack(self, budget: int, *, is_padded: bool) -> PackShape:
+        """A typical pack of `budget` tokens, padded to it or not. Raises ConfigError where no row fits beside the policy."""
+        if budget - self.policy_tokens < self.row_tokens:
             expected = f"at least {math.ceil(self.policy_tokens + self.row_tokens)}, for the policy and one row"
-            raise ConfigError("too small for the rows", where="train.pack_tokens", expected=expected, found=str(tokens))
+            raise ConfigError("too small for the rows", where="train.pack_tokens", expected=expected, found=str(budget))
+        rows = self.rows_of_pack(budget)
         return PackShape(
-            tokens=tokens,
+            budget=budget,
+            tokens=budget if is_padded else round(self.policy_tokens + rows * self.row_tokens),
             root_tokens=self.policy_tokens,
-            supervised_tokens=max(1, round(FILL * room / self.row_tokens * self.supervised_tokens)),
+            supervised_tokens=max(1, round(rows * self.supervised_tokens)),
             row_tokens=round(self.row_tokens),
         )
 
-    def rows_of_pack(self, tokens: int) -> float:
+    def rows_of_pack(self, budget: int) -> float:
         """How many rows share a pack."""
-        return FILL * (tokens - self.policy_tokens) / self.row_tokens
+        room = budget - self.policy_tokens
+        left = min(MOST_LEFT, LEFT_OF_A_ROW * self.row_tokens / room)
+        return (1 - left) * room / self.row_tokens
 
     def packs_of_epoch(self, tokens: int, packs_per_step: int) -> int:
         """Packs of one epoch: whole optimizer steps."""
@@ -117,9 +122,10 @@ def _rows_of_epoch(recipe: Recipe, found: int) -> float:
 def _row_size(example: Example, task: TaskConfig) -> tuple[float, float]:
     """Tokens of a row below the policy, and the supervised among them."""
     if not isinstance(example, GuardExample):
-        answers = sum(_tokens(turn.content) + 1 for turn in example.turns if turn.role == "assistant")
-        return sum(_tokens(turn.content) + CHAT_TURN_SCAFFOLD for turn in example.turns), answers
-    tokens, supervised = _tokens(prompt_text(example.prompt)) + PROMPT_SCAFFOLD, 0.0
+        turns = [(turn.role, len(turn.content) / CHARACTERS_OF_PROSE) for turn in example.turns]
+        answers = sum(length + 1 for role, length in turns if role == "assistant")
+        return CHAT_SCAFFOLD + sum(length + CHAT_TURN_SCAFFOLD for _, length in turns), answers
+    tokens, supervised = len(prompt_text(example.prompt)) / CHARACTERS_OF_PROMPTS + PROMPT_SCAFFOLD, 0.0
     if "off" in task.modes or example.reason is None:
         tokens, supervised = tokens + OFF_TOKENS, supervised + SUPERVISED_OF_OFF
     if "on" in task.modes and example.reason is not None:
@@ -127,7 +133,3 @@ def _row_size(example: Example, task: TaskConfig) -> tuple[float, float]:
         tokens += task.on_share * (reason + ON_SCAFFOLD)
         supervised += task.on_share * (reason + SUPERVISED_OF_ON_SCAFFOLD)
     return tokens, supervised
-
-
-def _tokens(text: str) -> float:
-    return len(text) / CHARACTERS_OF_PROMPTS

@@ -52,7 +52,9 @@ def setup_like(name: str, *, tokens: int, row_tokens: int, checkpointing: bool, 
     method, weights, trained, autocast = FORMATS[name]
     return Setup(
         method=method,  # type: ignore[arg-type]
-        pack=PackShape(tokens=tokens, root_tokens=ROOT, supervised_tokens=ROWS * SUPERVISED, row_tokens=row_tokens),
+        pack=PackShape(
+            budget=tokens, tokens=tokens, root_tokens=ROOT, supervised_tokens=ROWS * SUPERVISED, row_tokens=row_tokens
+        ),
         gradient_checkpointing=checkpointing,
         compute="bfloat16" if autocast or weights is torch.bfloat16 else "float32",
         attention="sdpa",

@@ -37,7 +37,7 @@ def test_every_way_is_looked_at() -> None:
     found = plan("llama-3.1-8b", "2x8xH100")
     seen = {(each.setup.method, each.strategy, each.setup.gradient_checkpointing) for each in found.candidates}
     assert len(seen) == 3 * 7 * 2 - len(UNTRIED_WITH_4_BITS) * 2
-    assert {each.setup.pack.tokens for each in found.candidates} == {1024, 2048, 4096, 8192, 16384}
+    assert {each.setup.pack.budget for each in found.candidates} == {1024, 2048, 4096, 8192, 16384}
 
 
 def test_tokens_of_a_step_stay_about_the_same() -> None:
@@ -99,7 +99,7 @@ def test_offload_moves_bytes_from_the_gpu_to_the_host() -> None:
     by_strategy = {
         each.strategy: each
         for each in found.candidates
-        if each.setup.method == "full" and each.setup.pack.tokens == 2048 and each.setup.gradient_checkpointing
+        if each.setup.method == "full" and each.setup.pack.budget == 2048 and each.setup.gradient_checkpointing
     }
     split, offloaded = by_strategy["zero3"], by_strategy["zero3_offload"]
     assert split.device_bytes - offloaded.device_bytes > 8 * GIB
