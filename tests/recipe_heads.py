@@ -49,8 +49,10 @@ def planned(recipe: str, cluster: str) -> Candidate:
 
 def figures(recipe: str) -> dict[str, str]:
     """What the head should say of memory and time."""
-    found, epochs = planned(recipe, clusters(recipe)[0]), load_recipe(recipe).train.epochs
-    minutes = max(1, round(ROWS * epochs / found.rows_per_second / 60))
+    loaded, found = load_recipe(recipe), planned(recipe, clusters(recipe)[0])
+    epochs = loaded.train.epochs
+    steps = workload_of(loaded, rows=ROWS).steps(found.setup.pack.budget, found.packs_per_step)
+    minutes = max(1, round(steps * found.time.total / 60))
     return {
         "memory": f"predicted: {found.device_bytes / GIB:.1f} GiB a GPU, {found.host.total / GIB:.0f} GiB a host",
         "time": f"predicted: {minutes} minutes for {epochs:g} epochs of {ROWS:,} rows",

@@ -19,7 +19,8 @@ HOUR = 3600
 def show(plan: Plan, arguments: list[str], *, console: Console, price: float | None) -> None:
     """Print the plan. arguments: the recipe's name and overrides as typed; price: of a GPU for an hour."""
     geometry = plan.geometry
-    console.print(f"{geometry.name}: {geometry.parameters / 1e9:.3g} billion parameters; {plan.workload.said}", markup=False)
+    size = f"{geometry.parameters / 1e9:.3g} billion parameters"
+    console.print(f"{geometry.name}, {size}, on {plan.cluster}; {plan.workload.said}", markup=False)
     stands = "fits" if plan.asked.problem is None else str(plan.asked.problem)
     console.print(f"the recipe as it stands ({plan.asked.setup.method}, {described(plan.asked)}): {stands}", markup=False)
     console.print()
@@ -46,7 +47,7 @@ def commands(plan: Plan, candidate: Candidate, arguments: list[str]) -> list[str
     """What to type: on one GPU, on one machine, and for several as a Slurm job and on hosts by hand."""
     line = ["guardtrain", "train", *arguments, *overrides(plan, candidate)]
     cluster = candidate.cluster
-    if cluster.ranks == 1:
+    if candidate.is_plain:
         return [shlex.join(line)]
     line[1] = "launch"
     line += ["--nodes", str(cluster.nodes), "--gpus-per-node", str(cluster.gpus_per_node)]
@@ -96,7 +97,12 @@ def to_json(plan: Plan, arguments: list[str], *, price: float | None) -> dict[st
 
 def hours(plan: Plan, candidate: Candidate) -> float:
     """Of training, for all epochs of the recipe's rows."""
-    return plan.workload.rows * plan.workload.epochs / candidate.rows_per_second / HOUR
+    return plan.workload.steps(candidate.setup.pack.budget, candidate.packs_per_step) * candidate.time.total / HOUR
+
+
+def duration(hours: float) -> str:
+    """For people."""
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
 
 
 def disk_bytes(plan: Plan, candidate: Candidate) -> tuple[int, int]:
@@ -141,7 +147,7 @@ def _candidate_json(plan: Plan, candidate: Candidate, price: float | None) -> di
 
 def _table(plan: Plan) -> Table:
     table = Table("", "method", "strategy", "ckpt", box=None, padding=(0, 1, 0, 0))
-    for name in ("pack", "GiB/GPU", "GiB/host", "s/step", "rows/s", "hours"):
+    for name in ("pack", "GiB/GPU", "GiB/host", "s/step", "rows/s", "in all"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("fits", no_wrap=True)
     for candidate in _shown(plan):
@@ -150,18 +156,14 @@ def _table(plan: Plan) -> Table:
 
 
 def _shown(plan: Plan) -> list[Candidate]:
-    """The best of each method and strategy, or where none fits the smallest."""
-    shown = []
-    wanted = plan.recipe.model.method
-    for method in dict.fromkeys((wanted, *METHODS)):
-        for strategy in dict.fromkeys(each.strategy for each in plan.candidates):
-            same = [each for each in plan.candidates if (each.setup.method, each.strategy) == (method, strategy)]
-            fitting = best(same)
-            if fitting is not None:
-                shown.append(fitting)
-            elif method == wanted and same:
-                shown.append(min(same, key=lambda each: each.device_bytes))
-    return shown
+    """Of the recipe's method the best of each strategy, or where none fits the smallest; of each other method the best."""
+    wanted, shown = plan.recipe.model.method, []
+    for strategy in dict.fromkeys(each.strategy for each in plan.candidates):
+        same = [each for each in plan.candidates if (each.setup.method, each.strategy) == (wanted, strategy)]
+        if same:
+            shown.append(best(same) or min(same, key=lambda each: each.device_bytes))
+    others = [best([each for each in plan.candidates if each.setup.method == other]) for other in METHODS if other != wanted]
+    return shown + [each for each in others if each is not None]
 
 
 def _add(table: Table, plan: Plan, candidate: Candidate) -> None:
@@ -176,7 +178,7 @@ def _add(table: Table, plan: Plan, candidate: Candidate) -> None:
         f"{candidate.host.total / GIB:.0f}",
         f"{candidate.time.total:.2f}",
         f"{candidate.rows_per_second:.1f}",
-        f"{hours(plan, candidate):.2f}",
+        duration(hours(plan, candidate)),
         "yes" if candidate.problem is None else f"no: {candidate.problem.kind}",
         style=None if candidate.problem is None else "dim",
     )
@@ -194,7 +196,7 @@ def _show_chosen(plan: Plan, chosen: Candidate, arguments: list[str], *, console
     checkpoint, exported = disk_bytes(plan, chosen)
     console.print(f"\ndisk: {checkpoint / GIB:.1f} GiB a checkpoint, {exported / GIB:.1f} GiB the model", markup=False)
     tokens = f"{chosen.tokens_per_step / chosen.time.total:,.0f} tokens/s"
-    console.print(f"time: {hours(plan, chosen):.2f} hours for {plan.workload.epochs:g} epochs, {tokens}", markup=False)
+    console.print(f"time: {duration(hours(plan, chosen))} for {plan.workload.epochs:g} epochs, {tokens}", markup=False)
     if price is not None:
         cost = hours(plan, chosen) * chosen.cluster.ranks * price
         console.print(f"money: {cost:,.2f} at {price:g} a GPU and hour", markup=False)

@@ -73,6 +73,11 @@ class Candidate:
         return TOGETHER.index(self.strategy)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether one process trains without an engine: what `guardtrain train` starts."""
+        return self.cluster.ranks == 1 and self.setup.engine is None
+
+    @property
     def tokens_per_step(self) -> int:
         """Budgets of all packs of an optimizer step."""
         return self.packs_per_step * self.setup.pack.budget
@@ -130,8 +135,12 @@ def best(candidates: list[Candidate]) -> Candidate | None:
 
 def as_asked(recipe: Recipe, geometry: Geometry, workload: Workload, cluster: Cluster) -> Candidate:
     """The recipe as it stands, under its strategy or what `auto` comes to."""
-    strategy = recipe.distributed.strategy
-    return candidate(recipe, geometry, workload, cluster, "ddp" if strategy == "auto" else strategy)
+    strategy, packs = recipe.distributed.strategy, recipe.train.packs_per_step
+    found = candidate(recipe, geometry, workload, cluster, "ddp" if strategy == "auto" else strategy)
+    if packs != found.packs_per_step and found.problem is None:
+        what = f"train.packs_per_step={packs} cannot be shared out among {cluster.ranks} ranks; {found.packs_per_step} can"
+        return dataclasses.replace(found, problem=Problem("packs a step", what))
+    return found
 
 
 def nearest_cluster(recipe: Recipe, geometry: Geometry, workload: Workload, cluster: Cluster) -> Candidate | None:
@@ -174,7 +183,7 @@ def assess(geometry: Geometry, workload: Workload, cluster: Cluster, strategy: s
         rows_per_second=packs * workload.rows_of_pack(setup.pack.budget) / time.total,
         problem=None,
     )
-    return dataclasses.replace(found, problem=_problem(found, geometry))
+    return dataclasses.replace(found, problem=_problem(found, geometry) or _too_few_rows(found, workload))
 
 
 def compute_format(recipe: Recipe, cluster: Cluster) -> Compute:
@@ -242,6 +251,12 @@ def _problem(found: Candidate, geometry: Geometry) -> Problem | None:
         needed, there = found.host.total / GIB, cluster.host_bytes / GIB
         return Problem("host memory", f"it needs {needed:.0f} of {there:.0f} GiB on each host")
     return None
+
+
+def _too_few_rows(found: Candidate, workload: Workload) -> Problem | None:
+    if workload.rows >= found.packs_per_step:
+        return None
+    return Problem("too few rows", f"{workload.rows} rows cannot fill the {found.packs_per_step} packs of a step")
 
 
 def _larger(cluster: Cluster) -> Iterator[Cluster]:

@@ -64,10 +64,10 @@ class Workload:
         left = min(MOST_LEFT, LEFT_OF_A_ROW * self.row_tokens / room)
         return (1 - left) * room / self.row_tokens
 
-    def packs_of_epoch(self, tokens: int, packs_per_step: int) -> int:
-        """Packs of one epoch: whole optimizer steps."""
-        packs = self.rows / self.rows_of_pack(tokens)
-        return math.ceil(packs / packs_per_step) * packs_per_step
+    def steps(self, budget: int, packs_per_step: int) -> int:
+        """Optimizer steps of all epochs, the last of each filled up."""
+        packs = self.rows / self.rows_of_pack(budget)
+        return math.ceil(math.ceil(packs / packs_per_step) * self.epochs)
 
 
 def workload_of(recipe: Recipe, *, rows: int | None = None) -> Workload:

@@ -12,6 +12,7 @@ from guardtrain.errors import ConfigError
 from guardtrain.overrides import load_recipe
 from guardtrain.plan.geometry import read_geometry
 from guardtrain.plan.hardware import GIB, parse_cluster
+from guardtrain.plan.report import commands, hours
 from guardtrain.plan.search import EQUAL, UNTRIED_WITH_4_BITS, Plan, as_asked, make_plan
 from guardtrain.plan.workload import Workload
 
@@ -125,3 +126,35 @@ def test_more_of_anything_takes_more() -> None:
     assert checkpointed.time.total > base.time.total
     assert larger.device_bytes > base.device_bytes
     assert larger.time.total > base.time.total
+
+
+def test_packs_that_cannot_be_shared_out_are_said_and_put_right() -> None:
+    found = plan("qwen3-0.6b", "1x8xH100", "train.packs_per_step=12")
+    assert found.asked.problem is not None
+    assert "train.packs_per_step=12" in str(found.asked.problem)
+    assert found.chosen is not None
+    assert found.chosen.packs_per_step % 8 == 0
+
+
+def test_a_step_needs_as_many_rows_as_packs() -> None:
+    recipe = load_recipe("guard", ["train.packs_per_step=8"])
+    few = dataclasses.replace(WORK, rows=7)
+    problem = as_asked(recipe, read_geometry("qwen3-0.6b"), few, parse_cluster("8xH100")).problem
+    assert problem is not None
+    assert problem.kind == "too few rows"
+
+
+def test_an_engine_on_one_gpu_is_launched_not_trained_alone() -> None:
+    found = plan("qwen3-8b", "1xRTX4090", "model.method=full", "train.packs_per_step=4")
+    assert found.chosen is not None
+    assert found.chosen.strategy in {"zero2_offload", "zero3_offload"}
+    (command,) = commands(found, found.chosen, ["guard"])
+    assert command.startswith("guardtrain launch guard")
+    assert command.endswith("--nodes 1 --gpus-per-node 1")
+
+
+def test_hours_are_those_of_whole_steps() -> None:
+    found = plan("qwen3-0.6b", "1x8xH100", "train.packs_per_step=8")
+    steps = WORK.steps(found.asked.setup.pack.budget, 8)
+    assert hours(found, found.asked) == pytest.approx(steps * found.asked.time.total / 3600)
+    assert steps * 8 * WORK.rows_of_pack(1024) >= 3 * WORK.rows

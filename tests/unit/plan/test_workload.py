@@ -40,7 +40,7 @@ def test_guard_rows(overrides: list[str], smol_tokenizer: Any) -> None:
     recipe = load_recipe("guard", overrides)
     found = check(recipe, smol_tokenizer)
     stream = build_stream(recipe, *_of(recipe, smol_tokenizer))
-    assert len(stream) == pytest.approx(3 * found.packs_of_epoch(recipe.train.pack_tokens, 1), rel=0.1)
+    assert stream.num_steps == pytest.approx(found.steps(recipe.train.pack_tokens, 1), rel=0.1)
 
 
 def _of(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any]:
@@ -82,7 +82,7 @@ def test_instruct_rows_have_no_policy(tmp_path: Path, smol_tokenizer: Any) -> No
 def test_packs_are_whole_steps_and_hold_whole_rows() -> None:
     work = Workload(rows=100, row_tokens=100, supervised_tokens=10, policy_tokens=24, epochs=1, said="")
     assert work.rows_of_pack(1024) == pytest.approx(9.6)
-    assert work.packs_of_epoch(1024, 4) == 12
+    assert work.steps(1024, 4) == 3
     assert work.pack(1024, is_padded=True).supervised_tokens == 96
     assert work.pack(1024, is_padded=True).tokens == 1024
     assert work.pack(1024, is_padded=False).tokens == 984
