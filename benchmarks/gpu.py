@@ -194,6 +194,29 @@ def sharing(work: Path, is_tiny: bool, config: str) -> dict[str, Any]:
     }
 
 
+def planning(work: Path, is_tiny: bool, method: str, pack_tokens: int, checkpointing: bool) -> dict[str, Any]:
+    """Peak memory and speed beside what `guardtrain plan` says of the same recipe on this device."""
+    from guardtrain.plan.geometry import read_geometry
+    from guardtrain.plan.hardware import DEVICES, parse_cluster
+    from guardtrain.plan.search import as_asked
+    from guardtrain.plan.workload import workload_of
+
+    values = {"pack_tokens": 1024 if is_tiny else pack_tokens, "gradient_checkpointing": checkpointing, "max_steps": 9}
+    wanted = recipe(work, method, **values)
+    figures = measured(trainer_of(wanted))
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    known = next((name for name in DEVICES if name.partition("-")[0] in here.lower()), "cpu")
+    planned = as_asked(wanted, read_geometry(str(work / "model")), workload_of(wanted), parse_cluster(known))
+    return {
+        **figures,
+        "device_of_the_plan": planned.cluster.device.name,
+        "predicted_mib": round(planned.peak.total / 2**20),
+        "predicted_tokens_per_second": round(planned.tokens_per_step / planned.time.total, 1),
+        "predicted_peak": {"moment": planned.peak.name, **{kind: round(size) for kind, size in planned.peak.parts.items()}},
+        "predicted_terms": planned.time.terms,
+    }
+
+
 # Each runs in a process of its own: nothing of one part's memory or compiled kernels is in another's figures.
 PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "qlora memory, checkpointing": functools.partial(qlora_memory, checkpointing=True),
@@ -210,6 +233,21 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
         for name, peers in PEERS.items()
     },
     "forward and backward": forward_and_backward,
+    **{
+        f"planning, {method}, {pack_tokens}{', checkpointing' * checkpointing}": functools.partial(
+            planning, method=method, pack_tokens=pack_tokens, checkpointing=checkpointing
+        )
+        for method, pack_tokens, checkpointing in (
+            ("qlora", 1024, True),
+            ("qlora", 4096, False),
+            ("lora", 4096, True),
+            ("lora", 8192, False),
+            ("full", 4096, True),
+            ("full", 8192, False),
+            ("full", 16_384, False),
+            ("freeze", 8192, False),
+        )
+    },
     **{
         f"sharing, {config}": functools.partial(sharing, config=config)
         for config in ("single_gpu", "zero2", "zero3", "zero2_offload", "zero3_offload")

@@ -26,6 +26,12 @@ from typing import Any
 import yaml
 from environment import describe_environment
 
+from guardtrain.overrides import load_recipe
+from guardtrain.plan.geometry import Geometry, read_geometry
+from guardtrain.plan.hardware import Cluster, Device, read_device
+from guardtrain.plan.search import Candidate, as_asked, assess
+from guardtrain.plan.workload import workload_of
+
 ROOT = Path(__file__).parents[1]
 STEPS, COUNTED = 8, 4
 # Small models would drown in the shipped files' buckets of 200 million elements.
@@ -157,7 +163,7 @@ def compared(cell: Cell, work: Path, devices: dict[tuple[int, str], Path], earli
         counted, seconds = trained(cell, model, work)
     else:
         counted, seconds = earlier["measured_bytes"], earlier["measured_seconds"]
-    predicted = prediction(cell, model, devices[shape])
+    predicted = prediction(cell, read_geometry(model), read_device(devices[shape]))
     result = {
         "cell": cell.name,
         "measured_bytes": counted,
@@ -173,24 +179,17 @@ def compared(cell: Cell, work: Path, devices: dict[tuple[int, str], Path], earli
     return result
 
 
-def prediction(cell: Cell, model: str, device: Path) -> Any:
+def prediction(cell: Cell, geometry: Geometry, device: Device) -> Candidate:
     """The planner's candidate for the recipe as it stands."""
-    from guardtrain.overrides import load_recipe
-    from guardtrain.plan.geometry import read_geometry
-    from guardtrain.plan.hardware import Cluster, read_device
-    from guardtrain.plan.search import as_asked, assess
-    from guardtrain.plan.workload import workload_of
-
-    recipe = load_recipe("quickstart", [*cell.overrides, f"model.name={model}"])
-    described = read_device(device)
+    recipe = load_recipe("quickstart", cell.overrides)
     cluster = Cluster(
         nodes=1,
         gpus_per_node=cell.ranks,
-        device=described,
-        network_bandwidth=described.link_bandwidth,
-        host_bytes=described.memory_bytes,
+        device=device,
+        network_bandwidth=device.link_bandwidth,
+        host_bytes=device.memory_bytes,
     )
-    geometry, workload = read_geometry(model), workload_of(recipe)
+    workload = workload_of(recipe)
     asked = as_asked(recipe, geometry, workload, cluster)
     engine = asked.setup.engine
     if engine is None or cell.shipped_buckets:
