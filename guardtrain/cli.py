@@ -6,36 +6,32 @@ Exit codes: 0 done; 1 the answer is no; 2 bad input, in one line; 130 stopped by
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from guardtrain import __version__
+from guardtrain.bench.commands import bench_app
 from guardtrain.errors import ConfigError, GuardtrainError
-from guardtrain.options import check_writable, numbers, one_of, pairs, read_text
+from guardtrain.options import AsJson, Overrides, check_writable, one_of, pairs, read_text
+from guardtrain.terminal import output, print_json, start
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from guardtrain.config import Recipe
     from guardtrain.distributed.preemption import Status
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Check and prepare data.")
 app.add_typer(data_app, name="data")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure this project beside its peers.")
 app.add_typer(bench_app, name="bench")
 
 INTERRUPTED = 130
 # 2026-11: newer typer carries a click of its own; the public BadParameter leads to the right base class in every version.
 USAGE_ERROR: type[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="For example prompt=instruction.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="THEIRS=OURS", help="For example jailbreak=malicious.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
@@ -68,7 +64,7 @@ def quickstart(
     as_json: AsJson = False,
 ) -> None:
     """Train the embedded model on the starter data: before, after, sample verdicts, and a guard to use."""
-    console = _start()
+    console = start()
     from guardtrain.overrides import load_recipe
     from guardtrain.train.quickstart import run_quickstart
 
@@ -77,9 +73,9 @@ def quickstart(
     if not report.finished:
         raise typer.Exit(INTERRUPTED)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
-        report.show(_out())
+        report.show(output())
 
 
 @app.command()
@@ -92,7 +88,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe on this machine and measure it on the held-out rows."""
-    console = _start()
+    console = start()
     from guardtrain.distributed.ranks import launched
     from guardtrain.evaluate.report import measures_table
     from guardtrain.train.check import check_nodes
@@ -100,22 +96,22 @@ def train(
 
     wanted = _recipe_of_ranks(recipe, overrides or [])
     if check:
-        _end("done" if check_nodes(wanted, console=_out()) else "negative")
+        _end("done" if check_nodes(wanted, console=output()) else "negative")
     outcome = run(wanted, resume="auto" if auto_resume else resume, console=console)
     if outcome.stopped_by is not None:
         _end(outcome.stopped_by.status)
     if not launched().is_main:
         return
     if as_json:
-        _print_json(outcome.summary)
+        print_json(outcome.summary)
     elif outcome.evaluation:
-        _out().print(measures_table({"held-out rows": outcome.evaluation}))
-        _out().print(f"guard: {outcome.folder.model}", markup=False)
+        output().print(measures_table({"held-out rows": outcome.evaluation}))
+        output().print(f"guard: {outcome.folder.model}", markup=False)
     else:
         losses = outcome.summary["held_out_loss"]
         before = "" if losses["before"] is None else f"{losses['before']:.4f} before, "
-        _out().print(f"held-out loss: {before}{losses['after']:.4f} after")
-        _out().print(f"model: {outcome.folder.model}", markup=False)
+        output().print(f"held-out loss: {before}{losses['after']:.4f} after")
+        output().print(f"model: {outcome.folder.model}", markup=False)
     _end("done")
 
 
@@ -177,9 +173,9 @@ def plan(
     where = parse_cluster(cluster, network_gbit=network_gbit, host_gib=host_gib, devices=devices)
     planned = make_plan(wanted, read_geometry(geometry or wanted.model.name), workload_of(wanted, rows=rows), where)
     if as_json:
-        _print_json(to_json(planned, [recipe, *given], price=price))
+        print_json(to_json(planned, [recipe, *given], price=price))
     else:
-        show(planned, [recipe, *given], console=_out(), price=price)
+        show(planned, [recipe, *given], console=output(), price=price)
     raise typer.Exit(0 if planned.chosen else 1)
 
 
@@ -198,7 +194,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score labelled rows and measure a guard: AUROC, AUPRC, F1, recall at 1 % and 5 % FPR."""
-    console = _start()
+    console = start()
     from guardtrain.evaluate.files import evaluate_files, parse_modes
     from guardtrain.evaluate.report import measures_table, write_scores
 
@@ -220,9 +216,9 @@ def evaluate(
     if json_file:
         json_file.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
-        _out().print(measures_table({", ".join(Path(name).name for name in data): result.evaluation}))
+        output().print(measures_table({", ".join(Path(name).name for name in data): result.evaluation}))
 
 
 @app.command()
@@ -243,13 +239,13 @@ def export(
         one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))
     if not shard_gb > 0:
         raise ConfigError("not a size", where="--shard-gb", expected="a number above 0", found=str(shard_gb))
-    console = _start()
+    console = start()
     from guardtrain.train.export import ExportOptions, export_run
 
     options = ExportOptions(to=to, checkpoint=checkpoint, out=out, shard_bytes=round(shard_gb * 1e9), dtype=dtype)
     done = export_run(run, options, console)
     if as_json:
-        _print_json(done.to_json())
+        print_json(done.to_json())
     else:
         typer.echo(done.said())
 
@@ -282,9 +278,9 @@ def data_check(
         count_tokens=_token_counter(model) if model else None,
     )
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
-        show_report(report, _out())
+        show_report(report, output())
     raise typer.Exit(report.exit_code)
 
 
@@ -357,99 +353,6 @@ def _told(status: Status) -> int:
     from guardtrain.distributed.preemption import EXIT_CODES, tell_the_job
 
     return 0 if tell_the_job(status) else EXIT_CODES[status]
-
-
-@bench_app.command("step")
-def bench_step_time(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file: its rows, model and method.")],
-    overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of one step.")] = 48,
-    steps: Annotated[int, typer.Option(min=2, help="Steps at least; the first warms up.")] = 3,
-    min_seconds: Annotated[float, typer.Option(min=0, help="Every contender trains at least so long.")] = 0,
-    policy_tokens: Annotated[int | None, typer.Option(min=0, help="Length of the shared policy; 0 for none.")] = None,
-    batch_sizes: Annotated[str, typer.Option(help="For contenders that pad; each is tried.")] = "4",
-    peer_pack_tokens: Annotated[int, typer.Option(min=1, help="Sequence length of peers that pack.")] = 1024,
-    peer_attention: Annotated[str, typer.Option(help="How peers compute attention: sdpa, flex_attention …")] = "sdpa",
-    peer_liger: Annotated[bool, typer.Option("--peer-liger", help="Put Liger's kernels into the peers (GPU).")] = False,
-    contenders: Annotated[str | None, typer.Option(help="guardtrain,trl-padded,trl-packed,trainer or some of them.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the figures here.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train the same rows with this project, TRL and the plain Trainer: rows/s, memory, loss, gradient."""
-    console = _start()
-    from guardtrain.bench.contenders import CONTENDERS
-    from guardtrain.bench.step import StepOptions, bench_step, results_table
-    from guardtrain.overrides import load_recipe
-
-    check_writable("--json-file", json_file)
-    options = StepOptions(
-        rows=rows,
-        steps=steps,
-        min_seconds=min_seconds,
-        policy_tokens=policy_tokens,
-        batch_sizes=numbers("--batch-sizes", batch_sizes),
-        peer_pack_tokens=peer_pack_tokens,
-        peer_attention=peer_attention,
-        peer_liger=peer_liger,
-        contenders=tuple(contenders.split(",")) if contenders else tuple(CONTENDERS),
-    )
-    results = bench_step(load_recipe(recipe, overrides or []), options, console=console)
-    if json_file:
-        json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        _print_json(results)
-        return
-    _out().print(results_table(results))
-    if "best_peer" in results:
-        _out().print(f"{results['speedup_over_best_peer']:.2f} times the rows/s of {results['best_peer']}, the best peer")
-
-
-@bench_app.command("device")
-def bench_device(
-    ranks: Annotated[int, typer.Option(min=1, help="Processes that work at the same time: GPUs, or shares of a CPU.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what products are computed in.")] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each process on a CPU.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write it here, for `guardtrain plan --device`.")] = None,
-) -> None:
-    """Measure this machine for the planner: products, memory, operators, collectives."""
-    _start()
-    from guardtrain.bench.device import measure_device, to_json
-
-    check_writable("--json-file", json_file)
-    if dtype not in {"float32", "bfloat16", "float16"}:
-        raise ConfigError("unknown format", where="--dtype", expected="float32, bfloat16 or float16", found=dtype)
-    measured = to_json(measure_device(ranks=ranks, compute=cast(Any, dtype), threads=threads))
-    if json_file:
-        json_file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-    _print_json(measured)
-
-
-def _start() -> Console:
-    """Logging and a console on the error stream; results go to the output stream."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # launch/accelerate/cpu.yaml means it, also where there is a GPU
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at import of a faster kernel that is not installed
-    console = Console(stderr=True)
-    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
-    logger = logging.getLogger("guardtrain")
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
-    logger.handlers = [handler]
-    logger.propagate = False
-    return console
-
-
-def _out() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _token_counter(model: str) -> Any:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from guardtrain.errors import ConfigError
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "guardtrain"
 # Lowest first. Packages of one layer may use each other, except where they are listed as strangers.
 LAYERS = (
     {"types", "errors", "streams"},
-    {"config", "overrides", "options"},
+    {"config", "overrides", "options", "terminal"},
     {"data", "model", "distributed", "secure"},
     {"inference"},
     {"train", "evaluate", "serve", "prepare", "plan"},

@@ -63,6 +63,7 @@ def _merged(stream: TensorStream, a: TensorStream, b: TensorStream, scaling: flo
     """a: of shape (rank, in); b: (out, rank); stream: (out, in)."""
 
     def chunks() -> Iterator[torch.Tensor]:
+        """The base's own, each with its rows of the product added."""
         a_RI, b_OR = _whole(a), _whole(b)
         num_inputs, start = stream.shape[1], 0
         for chunk in stream.chunks():

@@ -1,4 +1,4 @@
-"""What each rank of test_exports_of_ranks.py does: real engines of DeepSpeed train a step, save a checkpoint, and show their weights.
+"""What each rank of test_exports_of_ranks.py does: engines of DeepSpeed train a step, save a checkpoint, and show their weights.
 
 python -m torch.distributed.run --nproc_per_node 3 export_ranks.py FOLDER
 """

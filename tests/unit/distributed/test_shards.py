@@ -1,4 +1,4 @@
-"""Where numbers lie in a file that torch.save wrote. What DeepSpeed writes is read in tests/distributed/test_exports_of_ranks.py."""
+"""Where numbers lie in a file that torch.save wrote. What DeepSpeed writes: tests/distributed/test_exports_of_ranks.py."""
 
 from __future__ import annotations
 
