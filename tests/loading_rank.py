@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from launching import REPOSITORY
@@ -27,7 +28,6 @@ from guardtrain.config import Recipe
 from guardtrain.distributed.engine import StepShape, read_file, resolve
 from guardtrain.distributed.loading import fill
 from guardtrain.distributed.ranks import join, launched, leave, together
-from guardtrain.distributed.weights import gathered_state_dict
 from guardtrain.errors import GuardtrainError
 from guardtrain.model.attention import BACKENDS
 from guardtrain.model.load import load_model
@@ -139,6 +139,16 @@ def settings(model: Any) -> list[Any]:
     return [tree, model.config.name_or_path, generation, model.training, model.all_tied_weights_keys, renamings]
 
 
+def gathered(model: Any) -> dict[str, torch.Tensor]:
+    """The weights whole again, on the main rank; every rank must call it."""
+    whole = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        with deepspeed.zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
+            if launched().is_main:
+                whole[name] = value.detach().clone()
+    return whole
+
+
 def whole_copies(model: Any) -> dict[str, torch.Tensor]:
     """The weights whole again, from the second copy that hpZ keeps in each group of ranks."""
     whole = {}
@@ -152,7 +162,7 @@ def whole_copies(model: Any) -> dict[str, torch.Tensor]:
 
 def wrong_weights(model: Any, folder: Path, *, copies: bool) -> list[str]:
     """Weights that, gathered, are not what the files hold in the model's format; on the main rank. copies: those of hpZ."""
-    whole = whole_copies(model) if copies else gathered_state_dict(model, only_trained=False)
+    whole = whole_copies(model) if copies else gathered(model)
     if not launched().is_main:
         return []
     plain = {name.replace("base_layer.", ""): value for name, value in whole.items() if "lora_" not in name}
