@@ -7,7 +7,6 @@ The recipe owns the values in `owned_by_recipe`; files leave them out and they a
 from __future__ import annotations
 
 import copy
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from guardtrain.errors import ConfigError
+from guardtrain.json_files import read_object
 
 REFUSED = ("optimizer", "scheduler")
 OFFLOADS = ("offload_param", "offload_optimizer")
@@ -70,15 +70,7 @@ def launched_file() -> Path | None:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The JSON object of a DeepSpeed file. Raises ConfigError."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError("the DeepSpeed file cannot be read", where=str(path), found=error.strerror) from error
-    except json.JSONDecodeError as error:
-        raise ConfigError("broken JSON", where=f"{path}:{error.lineno}", found=error.msg) from error
-    if not isinstance(tree, dict):
-        raise ConfigError("not a DeepSpeed file", where=str(path), expected="an object", found=type(tree).__name__)
-    return tree
+    return read_object(path, "a DeepSpeed file")
 
 
 def resolve(tree: dict[str, Any], shape: StepShape, *, where: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Source: the modules of transformers' modeling_llama.py and modeling_qwen3.py; a 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guardtrain.errors import ConfigError
+from guardtrain.json_files import read_object
 
 MODELS = Path(__file__).parent / "models"
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -109,19 +109,11 @@ class Geometry:
 def read_geometry(model: str) -> Geometry:
     """The geometry of a shipped model name, of a folder with a config.json, or of such a file. Raises ConfigError."""
     path = _find(model)
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError("broken JSON", where=f"{path}:{error.lineno}", found=error.msg) from error
-    except OSError as error:
-        raise ConfigError("the model's configuration cannot be read", where=str(path), found=error.strerror) from error
-    return geometry_of(tree, name=model, where=str(path))
+    return geometry_of(read_object(path, "a model's configuration"), name=model, where=str(path))
 
 
 def geometry_of(tree: dict[str, Any], *, name: str, where: str) -> Geometry:
     """The geometry that a config.json describes; of a model with several parts, its text model. Raises ConfigError."""
-    if not isinstance(tree, dict):
-        raise ConfigError("not a model's configuration", where=where, expected="an object", found=type(tree).__name__)
     tree = tree.get("text_config", tree)
     problems = list(_problems(tree))
     if problems:

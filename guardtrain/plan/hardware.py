@@ -7,7 +7,6 @@ the GPUs of a node in one direction (NVLink or PCIe).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guardtrain.errors import ConfigError
+from guardtrain.json_files import read_object
 
 GB = 10**9
 GIB = 2**30
@@ -157,14 +157,7 @@ def find_device(name: str, devices: Mapping[str, Device] = DEVICES) -> Device:
 
 def read_device(path: Path) -> Device:
     """A device by numbers: JSON with the fields of Device, as `guardtrain bench device` writes it. Raises ConfigError."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError("the device file cannot be read", where=str(path), found=error.strerror) from error
-    except json.JSONDecodeError as error:
-        raise ConfigError("broken JSON", where=f"{path}:{error.lineno}", found=error.msg) from error
-    if not isinstance(tree, dict):
-        raise ConfigError("not a device", where=str(path), expected="an object", found=type(tree).__name__)
+    tree = read_object(path, "a device by its numbers")
     fields = {field.name: field for field in dataclasses.fields(Device)}
     needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
     problems = [f"no {name}" for name in needed if name not in tree] + [f"unknown {key}" for key in tree if key not in fields]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import check_refused
 
 GOOD = {"prompt": "How long is a prompt?", "label": "benign"}
 
@@ -29,14 +30,6 @@ def row(number: int, label: str, prompt: str | None = None) -> str:
 
 def mixed_rows(count: int) -> list[str]:
     return [row(number, "malicious" if number % 2 else "benign") for number in range(count)]
-
-
-def check_refused(called: Any, *words: str) -> None:
-    assert called.code == 2, called.err
-    last = called.err.strip().splitlines()[-1]
-    for word in words:
-        assert word in last, last
-    assert "Traceback" not in called.err
 
 
 def test_broken_json_names_file_and_line(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import check_refused
 from safetensors.torch import load_file
 
 
@@ -100,14 +101,6 @@ def test_an_adapter_on_4_bit_weights_goes_into_the_base_models_own(
     for path in (run / "model").iterdir():
         if path.name != "README.md":
             assert path.read_bytes() == (copy / path.name).read_bytes(), path.name
-
-
-def check_refused(called: Any, *words: str) -> None:
-    assert called.code == 2, called.err
-    last = called.err.strip().splitlines()[-1]
-    for word in words:
-        assert word in last, last
-    assert "Traceback" not in called.err
 
 
 def test_mistakes(run_of: Any, guardtrain: Any, tmp_path: Path) -> None:

@@ -107,10 +107,10 @@ def test_a_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "broken.json").write_text('{"a": 1,\n"b" 2}')
     with pytest.raises(ConfigError, match=r"broken.json:2: broken JSON"):
         read_file(tmp_path / "broken.json")
-    with pytest.raises(ConfigError, match=r"missing.json: the DeepSpeed file cannot be read, found No such file"):
+    with pytest.raises(ConfigError, match=r"missing.json: cannot be read, expected a DeepSpeed file, found No such file"):
         read_file(tmp_path / "missing.json")
     (tmp_path / "list.json").write_text(json.dumps([1]))
-    with pytest.raises(ConfigError, match="not a DeepSpeed file, expected an object, found list"):
+    with pytest.raises(ConfigError, match="not an object, expected a DeepSpeed file, found list"):
         read_file(tmp_path / "list.json")
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
     assert launched_file() is None
