@@ -55,10 +55,15 @@ def measures_table(evaluations: Mapping[str, Evaluation], title: str | None = No
         table.add_column(heading, justify="right", min_width=max(map(len, ("0.000", *heading.split()))))
     for name, evaluation in evaluations.items():
         for number, (mode, measures) in enumerate(evaluation.measures.items()):
-            figures = [f"{getattr(measures, key):.3f}" for key in COLUMNS]
+            figures = [figure(getattr(measures, key)) for key in COLUMNS]
             cells = [mode, str(measures.rows), *figures, str(measures.parse_failures)]
             table.add_row(*([] if is_lone else ["" if number else name]), *cells)
     return table
+
+
+def figure(value: float | None) -> str:
+    """Three digits; a dash where a set lacks the rows for it."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:

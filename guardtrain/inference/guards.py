@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from guardtrain.config import DEFAULT_POLICY, ModelConfig
 from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import ModelError
+from guardtrain.inference.calibration import Calibration
 from guardtrain.inference.scorer import Scorer
 from guardtrain.model.load import load_model, load_tokenizer, read_guard_json
 
 GUARD_FILE = "guard.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class GuardSettings:
 
     base_model, revision: the model argument the guard was trained from; needed again where only an adapter was saved.
     policy, modes, max_reason_tokens, max_prompt_tokens: as in training.
-    thresholds: by evaluation mode (off, on, both): flag when score >= threshold; set at `target_fpr` on validation rows.
+    calibration: thresholds and probabilities, and what they rest on; None for a guard that was never calibrated.
+    cascade: the band of scores of mode off in which the guard has to reason, [low, high).
     collapsed: what the collapse watch last said, None when all was well.
     """
 
@@ -36,10 +38,15 @@ class GuardSettings:
     modes: tuple[str, ...] = ("off", "on")
     max_reason_tokens: int = 64
     max_prompt_tokens: int = 2048
-    thresholds: dict[str, float] = field(default_factory=dict)
-    target_fpr: float | None = None
+    calibration: Calibration | None = None
+    cascade: tuple[float, float] | None = None
     collapsed: str | None = None
     format: int = FORMAT
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By evaluation mode (off, on, both): flag when score >= threshold. Empty without calibration."""
+        return self.calibration.thresholds if self.calibration else {}
 
     def write(self, folder: Path) -> None:
         """Write `guard.json` into `folder`, whole or not at all."""
@@ -51,11 +58,15 @@ class GuardSettings:
     def read(cls, folder: Path) -> GuardSettings:
         """The settings in `folder`. Raises ModelError when they are missing, broken or of a newer format."""
         raw = read_guard_json(folder)
+        if raw.get("format") == 1:  # bare thresholds, of which nothing says where they come from: calibrate it anew
+            raw = {key: value for key, value in raw.items() if key not in {"thresholds", "target_fpr"}} | {"format": FORMAT}
         if raw.get("format") != FORMAT:
             raise ModelError("unknown format", where=str(folder / GUARD_FILE), expected=str(FORMAT), found=str(raw.get("format")))
         try:
-            return cls(**{**raw, "modes": tuple(raw["modes"])})
-        except (TypeError, KeyError) as error:
+            calibration = Calibration.from_json(raw["calibration"]) if raw.get("calibration") else None
+            cascade = tuple(raw["cascade"]) if raw.get("cascade") else None
+            return cls(**{**raw, "modes": tuple(raw["modes"]), "calibration": calibration, "cascade": cascade})
+        except (TypeError, KeyError, AttributeError) as error:
             raise ModelError("broken settings", where=str(folder / GUARD_FILE), found=str(error)) from error
 
 

@@ -131,6 +131,5 @@ def _settings(job: Job, collapsed: str | None) -> GuardSettings:
         modes=trained_modes(job.recipe, job.rows.train),
         max_reason_tokens=task.max_reason_tokens,
         max_prompt_tokens=job.recipe.data.max_prompt_tokens,
-        target_fpr=job.recipe.evaluate.target_fpr,
         collapsed=collapsed,
     )

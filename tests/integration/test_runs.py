@@ -162,7 +162,7 @@ def test_rows_without_reasons_make_a_guard_of_mode_off(guardtrain: Any, tiny_run
     called = guardtrain(*tiny_run(f"data.train={rows}", "train.max_steps=1", "evaluate.modes=[off,on,both]"))
     assert called.code == 0, called.err
     guard = json.loads((tmp_path / "run" / "model" / "guard.json").read_text())
-    assert (guard["modes"], list(guard["thresholds"])) == (["off"], ["off"])
+    assert (guard["modes"], list(guard["calibration"]["modes"])) == (["off"], ["off"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["held_out"]["modes"]["off"]["threshold"] == pytest.approx(summary["thresholds"]["off"], abs=1e-6)
     foreign = tmp_path / "foreign.jsonl"

@@ -34,6 +34,14 @@ def test_no_figure_is_shortened_on_a_narrow_terminal(evaluation: Evaluation, wid
     assert next(row for row in rows if "off" in row)[0] == "before"
 
 
+def test_what_a_set_of_one_class_lacks_is_a_dash() -> None:
+    measures = measure(np.array([1.0, -1.0]), np.zeros(2, dtype=bool))
+    out = io.StringIO()
+    Console(file=out, width=80).print(measures_table({"benign": Evaluation(measures={"off": measures}, examples=[], scored=[])}))
+    (row,) = (line.split() for line in out.getvalue().splitlines() if line.split()[:1] == ["off"])
+    assert row == ["off", "2", "–", "–", "–", "–", "–", "0.500", "0.500", "0"]
+
+
 def test_a_lone_set_names_the_table_however_long_its_name_is(evaluation: Evaluation) -> None:
     out = io.StringIO()
     Console(file=out, width=80).print(measures_table({"my-own-rows-of-last-week.jsonl": evaluation}))

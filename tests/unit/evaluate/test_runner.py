@@ -15,7 +15,7 @@ from guardtrain.errors import DataError
 from guardtrain.evaluate.runner import choose_thresholds, evaluate, run_modes, scores_of
 from guardtrain.evaluate.scores import measure
 from guardtrain.inference.scorer import Scored, Scorer
-from guardtrain.types import GuardExample, Mode
+from guardtrain.types import Mode
 
 ROWS = [
     guard_row(text, label)
@@ -127,7 +127,12 @@ def random_rows(rng: np.random.Generator, number: int) -> list[tuple[float, floa
     return [(*rng.normal(1.0 if label == "malicious" else 0.0, 1.0, 2), label) for label in labels]
 
 
-@pytest.mark.parametrize("rows", [[], FIXED[:1]], ids=["no rows", "one class"])
-def test_rows_that_cannot_be_measured_are_refused(rows: list[GuardExample]) -> None:
-    with pytest.raises(DataError, match="both classes"):
-        evaluate(FixedScorer(), rows, ["off"])
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="nothing to measure"):
+        evaluate(FixedScorer(), [], ["off"])
+
+
+def test_rows_of_one_class_have_their_own_rates() -> None:
+    measures = evaluate(FixedScorer(), FIXED[:1], ["off"]).measures["off"]
+    assert (measures.rows, measures.auroc) == (1, None)
+    assert (measures.recall is None) != (measures.false_positive_rate is None)

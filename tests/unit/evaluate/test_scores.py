@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    matthews_corrcoef,
+    recall_score,
+    roc_auc_score,
+)
 
 from guardtrain.errors import DataError
-from guardtrain.evaluate.scores import measure, recall_at_fpr
+from guardtrain.evaluate.scores import Judged, flip_rate, judged_subset, measure, measures_of, recall_at_fpr, too_few_benign
 
 # Few distinct values, so that ties are the rule.
 rows_strategy = st.lists(st.tuples(st.integers(-5, 5), st.booleans(), st.booleans()), min_size=2, max_size=60).filter(
@@ -36,6 +43,10 @@ def test_measures_equal_scikit_learn(rows: list[tuple[int, bool, bool]], thresho
     assert got.recall == pytest.approx(recall_score(labels_N, flagged_N))
     assert got.false_positive_rate == pytest.approx(flagged_N[~labels_N].mean())
     assert got.flagged == pytest.approx(flagged_N.mean())
+    assert got.mcc == pytest.approx(matthews_corrcoef(labels_N, flagged_N))
+    assert got.brier == pytest.approx(brier_score_loss(labels_N, 1 / (1 + np.exp(-scores_N))))
+    assert got.recall_at_1_fpr == pytest.approx(recall_at_fpr(scores_N, labels_N, 0.01).recall)
+    assert got.recall_at_5_fpr == pytest.approx(recall_at_fpr(scores_N, labels_N, 0.05).recall)
     assert (got.rows, got.malicious, got.parse_failures) == (len(rows), labels_N.sum(), 0)
 
 
@@ -105,18 +116,99 @@ def test_a_score_at_the_threshold_is_flagged() -> None:
 @pytest.mark.parametrize(
     ("labels", "found"), [([True, True], "only malicious rows"), ([False, False], "only benign rows"), ([], "none")]
 )
-def test_an_absent_class_is_refused(labels: list[bool], found: str) -> None:
-    scores_N, labels_N = np.zeros(len(labels)), np.array(labels, dtype=bool)
+def test_a_threshold_needs_both_classes(labels: list[bool], found: str) -> None:
     with pytest.raises(DataError, match=found):
-        measure(scores_N, labels_N)
-    with pytest.raises(DataError, match=found):
-        recall_at_fpr(scores_N, labels_N, 0.01)
+        recall_at_fpr(np.zeros(len(labels)), np.array(labels, dtype=bool), 0.01)
+
+
+def test_of_one_class_there_are_its_own_rates_only() -> None:
+    scores_N = np.array([2.0, 1.0, -1.0, -2.0])
+    benign = measure(scores_N, np.zeros(4, dtype=bool), threshold=1.5)
+    assert (benign.false_positive_rate, benign.flagged, benign.benign) == (0.25, 0.25, 4)
+    malicious = measure(scores_N, np.ones(4, dtype=bool), threshold=-1.0)
+    assert (malicious.recall, malicious.flagged, malicious.benign) == (0.75, 0.75, 0)
+    for one_class in (benign, malicious):
+        assert [one_class.auroc, one_class.auprc, one_class.f1, one_class.mcc] == [None] * 4
+        assert one_class.recall_at_1_fpr is one_class.recall_at_5_fpr is None
+    assert benign.recall is malicious.false_positive_rate is None
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="found none"):
+        measure(np.array([]), np.array([], dtype=bool))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(DataError, match=r"not a number.*found 1 others"):
         measure(np.array([0.0, 1.0, value]), np.array([True, False, True]))
+    with pytest.raises(DataError, match=r"not a number.*found 1 others"):
+        measure(np.array([0.0, math.nan, math.inf]), np.array([True, False, True]), is_parsed_N=np.array([True, False, False]))
+
+
+@given(rows=rows_strategy, threshold=st.integers(-6, 6))
+def test_a_row_without_a_score_is_wrong_in_every_measure(rows: list[tuple[int, bool, bool]], threshold: float) -> None:
+    """No input makes an answer that cannot be read count as benign, nor as malicious."""
+    scores_N, labels_N, parsed_N = arrays(rows)
+    got = measure(np.where(parsed_N, scores_N, np.nan), labels_N, threshold=threshold, is_parsed_N=parsed_N)
+    worst_N = np.where(parsed_N, scores_N, np.where(labels_N, -100.0, 100.0))
+    worst = measure(worst_N, labels_N, threshold=threshold)
+    for key in ("auroc", "auprc", "f1", "mcc", "recall", "false_positive_rate", "flagged", "recall_at_1_fpr", "recall_at_5_fpr"):
+        assert getattr(got, key) == pytest.approx(getattr(worst, key)), key
+    assert got.brier == pytest.approx(worst.brier)
+    assert got.parse_failures == (~parsed_N).sum()
+
+
+def test_the_calibration_error_by_hand() -> None:
+    """Two bins: three rows at 0.9, of which two are malicious; one at 0.1 that is benign."""
+    p_N, labels_N = np.array([0.9, 0.9, 0.9, 0.1]), np.array([True, True, False, False])
+    got = measure(np.zeros(4), labels_N, p_malicious_N=p_N)
+    assert got.ece == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.1)
+    assert got.brier == pytest.approx((0.1**2 + 0.1**2 + 0.9**2 + 0.1**2) / 4)
+    sure = measure(np.zeros(2), np.array([True, False]), p_malicious_N=np.array([1.0, 0.0]))
+    assert sure.ece == sure.brier == 0
+
+
+@pytest.mark.parametrize(
+    ("benign", "fpr", "expected"),
+    [
+        (299, 0.01, "recall at 1 % FPR rests on 2 false alarms: 299 benign rows, 300 are needed"),
+        (99, 0.01, "allows no false alarm at all"),
+        (300, 0.01, None),
+        (60, 0.05, None),
+        (59, 0.05, "rests on 2 false alarms"),
+        (0, 0.01, None),
+    ],
+)
+def test_too_few_benign_rows_are_said(benign: int, fpr: float, expected: str | None) -> None:
+    said = too_few_benign(benign, fpr)
+    assert said is None if expected is None else expected in str(said)
+
+
+def test_a_row_flips_when_its_samples_disagree() -> None:
+    flags_NS = np.array([[True, True, True], [False, False, False], [True, False, True], [False, False, True]])
+    assert flip_rate(flags_NS) == 0.5
+    assert flip_rate(flags_NS[:, :1]) == 0
+
+
+def test_a_subset_is_measured_as_if_alone() -> None:
+    rng = np.random.default_rng(3)
+    judged = Judged(
+        scores_N=rng.normal(size=40),
+        is_malicious_N=rng.random(40) < 0.5,
+        threshold=0.2,
+        is_parsed_N=rng.random(40) < 0.9,
+        p_malicious_N=rng.random(40),
+    )
+    chosen_N = np.arange(40) % 3 == 0
+    alone = measure(
+        judged.scores_N[chosen_N],
+        judged.is_malicious_N[chosen_N],
+        threshold=0.2,
+        is_parsed_N=np.asarray(judged.is_parsed_N)[chosen_N],
+        p_malicious_N=np.asarray(judged.p_malicious_N)[chosen_N],
+    )
+    assert measures_of(judged_subset(judged, chosen_N)) == alone
 
 
 def test_figures_are_plain_and_rounded() -> None:
