@@ -71,7 +71,7 @@ def load_rows(recipe: Recipe, template: Template) -> Rows:
         train, validation = split_validation(train, data.validation_fraction, data.seed)
     if data.max_rows is not None and len(train) > data.max_rows:
         notes.append(f"{data.max_rows} of {len(train)} training rows are used (data.max_rows=null for all)")
-        train = balanced_subset(train, data.max_rows, data.seed, reasons_first="on" in recipe.task.modes)
+        train = balanced_subset(train, data.max_rows, data.seed, reasons_first=True)
     notes += _mode_notes(train, recipe.task, data.seed)
     return Rows(train, validation, loaded.by_source(train, len(data.train)), notes, rejected, data.rejects)
 
