@@ -8,6 +8,7 @@ where they stand for plain ASCII letters and digits. Everything here is data: no
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -95,25 +96,36 @@ _UNSTYLED = _Unstyled()
 
 
 def _with_ascii_letters(text: str) -> str:
-    """Look-alikes as ASCII, in words with ASCII letters and in words of nothing else where their script is a stranger."""
-    at_home = _scripts_at_home(text)
+    """Look-alikes as ASCII where words give a disguise away; a script that the text also uses in earnest keeps its own words."""
+    candidates = {word for word in _WORD.findall(text) if not word.isascii()}
+    disguises = {word for word in candidates if _REPAIRABLE.fullmatch(word)}
+    holds_latin = regex.search(r"\p{Latin}", text) is not None
+    in_earnest = candidates - disguises if holds_latin else candidates
+    at_home = {script for word in in_earnest for script in _scripts(word)} - {"Latin"}
+    suspects = _suspects(disguises, at_home)
 
     def repaired(match: Any) -> str:
         word: str = match[0]
-        if not _REPAIRABLE.fullmatch(word) or len(word) < _min_letters(word):
+        if word not in disguises or not _scripts(word) <= suspects:
             return word
-        is_mixed = any(letter.isascii() for letter in word)
-        return word.translate(_TO_ASCII) if is_mixed or not at_home & _scripts(word) else word
+        return word.translate(_TO_ASCII) if _is_mixed(word) or not _scripts(word) & at_home else word
 
-    return str(_WORD.sub(repaired, text))
+    return str(_WORD.sub(repaired, text)) if suspects else text
 
 
-def _scripts_at_home(text: str) -> set[str]:
-    """The scripts of look-alikes in which the text has a word that cannot be read as Latin; all where it has no Latin word."""
-    words = {word for word in _WORD.findall(text) if not word.isascii()}
-    if not regex.search("[A-Za-z]", text):
-        return set(_LOOKALIKES)
-    return {script for word in words if not _REPAIRABLE.fullmatch(word) for script in _scripts(word)} - {"Latin"}
+def _suspects(disguises: set[str], at_home: set[str]) -> set[str]:
+    """Scripts with a long enough word that mixes in ASCII, or with two words of nothing but look-alikes and none in earnest.
+
+    One such word alone is a quotation: сахар is Russian for sugar.
+    """
+    long_enough = [word for word in disguises if len(word) >= _min_letters(word)]
+    mixed = {script for word in long_enough if _is_mixed(word) for script in _scripts(word)}
+    whole = Counter(script for word in long_enough if not _is_mixed(word) for script in _scripts(word))
+    return mixed | {script for script, count in whole.items() if count > 1 and script not in at_home}
+
+
+def _is_mixed(word: str) -> bool:
+    return any(letter.isascii() for letter in word)
 
 
 def _scripts(word: str) -> set[str]:
@@ -124,4 +136,7 @@ def _min_letters(word: str) -> int:
     return _MIN_LETTERS_GREEK if _SCRIPT_PATTERNS["Greek"].search(word) else _MIN_LETTERS
 
 
-_SCRIPT_PATTERNS = {script: regex.compile(rf"\p{{{script}}}") for script in _LOOKALIKES}
+# Of look-alikes only: an ASCII letter is no sign of a script.
+_SCRIPT_PATTERNS = {
+    script: regex.compile(rf"[{letters}]|(?!\p{{Latin}})\p{{{script}}}") for script, (letters, _) in _LOOKALIKES.items()
+}
