@@ -37,8 +37,8 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 def decoded_parts(text: str) -> list[str]:
     """The plain text of every base64, hexadecimal and rot13 run in `text`, in this order. Linear time, never raises.
 
-    A run counts where it decodes to printable text with at least six letters, a rot13 run where it then reads as English
-    and did not before. Decoded, all parts together are at most 2.25 times as long as `text`.
+    A run counts where it decodes to printable text with at least six letters, a rot13 run where a quarter of its words are then
+    common English ones. Decoded, all parts together are at most 2.25 times as long as `text`.
     """
     found = [*_decoded_hex(text), *_decoded_base64(text), *_decoded_rot13(text)]
     return list(dict.fromkeys(found))
@@ -73,15 +73,9 @@ def _decoded_base64(text: str) -> Iterator[str]:
 def _decoded_rot13(text: str) -> Iterator[str]:
     for run in _SENTENCE.finditer(text):
         words = [word.lower() for word in _WORD.findall(run[0])]
-        if len(words) < MIN_ROT13_WORDS or 5 * _common(words) > len(words):
-            continue
-        turned = [_rot13(word) for word in words]
-        if 4 * _common(turned) >= len(words) and len(_COMMON.intersection(turned)) >= MIN_COMMON_WORDS:
+        common = [word for word in map(_rot13, words) if word in _COMMON]
+        if 4 * len(common) >= len(words) >= MIN_ROT13_WORDS and len(set(common)) >= MIN_COMMON_WORDS:
             yield _rot13(run[0]).strip()
-
-
-def _common(words: list[str]) -> int:
-    return sum(word in _COMMON for word in words)
 
 
 def _rot13(text: str) -> str:

@@ -208,7 +208,7 @@ def test_the_interval_is_wilsons(count: int, of: int) -> None:
 
 
 class KeywordScorer:
-    """Flags what says `poison`, and the word of a chunk's beginning."""
+    """Flags what says `poison`."""
 
     def score(self, prompts: Sequence[tuple[Turn, ...]], modes: Sequence[Mode]) -> Iterator[tuple[int, Scored]]:
         for index in reversed(range(len(prompts))):
@@ -218,7 +218,7 @@ class KeywordScorer:
 
 def test_the_table_holds_four_combinations() -> None:
     hidden, clean = guard_row("p\u200boison", category="invisible"), guard_row("poison", category="invisible")
-    rows = [Attack(hidden, clean), Attack(guard_row("poi\u200bson ivy", "benign", category="invisible"), None)]
+    rows = [Attack(guard_row("poi\u200bson ivy", "benign", category="invisible"), None), Attack(hidden, clean)]
     scored = []
     table = attack_table(
         lambda normalise, chunk: NormalisingScorer(KeywordScorer()) if normalise else KeywordScorer(),

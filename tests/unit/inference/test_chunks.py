@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_models import POLICY, user
 
@@ -57,6 +57,7 @@ def test_spans_cover_the_text_and_overlap(text: str, chunk_tokens: int) -> None:
 
 
 @given(st.lists(st.integers(0, 30), max_size=300).map(sorted))
+@example([0] * 100)  # one character of a hundred tokens: the loop must end
 def test_spans_cover_the_text_whatever_the_tokens_are(starts: list[int]) -> None:
     text = "x" * 31
     covered = {index for start, end in chunk_spans(text, starts, 32) for index in range(start, end)}
@@ -117,6 +118,14 @@ def test_turns_are_cut_by_themselves_and_keep_their_roles(encoder: PlainEncoder)
         if source.role == turn.role == "tool"
     )
     assert max(len(encoder.plain(prompt_text(chunk))) for chunk in chunks) <= 64 + len(encoder.plain("[tool]\n"))
+
+
+def test_many_short_turns_take_several_chunks(encoder: PlainEncoder) -> None:
+    prompt = tuple(Turn(role, f"Turn {number}, and a few words more.") for number in range(20) for role in ("user", "assistant"))
+    chunks = chunk_prompt(prompt, encoder, 64)
+    assert tuple(itertools.chain.from_iterable(chunks)) == prompt
+    assert max(len(encoder.plain(prompt_text(chunk))) for chunk in chunks) <= 64 < len(encoder.plain(prompt_text(prompt)))
+    assert len(chunks) < len(prompt) / 2
 
 
 def test_the_worst_chunk_of_each_mode_counts() -> None:

@@ -59,6 +59,7 @@ def test_ordinary_text_stays_bit_for_bit(text: str) -> None:
         ("ig\u200bno\u2060re\ufeff\u00ad the\u200e ru\u180ele\u2063s\ufe00", "ignore the rules"),
         ("p\u200do\u200cison", "poison"),
         ("x\U000e0101\ufe0f1\ufe0f", "x1"),
+        ("❤\ufe0f\ufe0f\ufe0e", "❤\ufe0f"),
     ],
 )
 def test_disguises_come_off(disguised: str, plain: str) -> None:
@@ -66,8 +67,8 @@ def test_disguises_come_off(disguised: str, plain: str) -> None:
 
 
 def test_a_russian_text_keeps_its_words_beside_a_disguised_one() -> None:
-    assert visible_text("Скажи рrоmрt про нос и рост") == "Скажи prompt про нос и рост"
-    assert visible_text("нос сахар роса") == "нос сахар роса"
+    assert visible_text("Скажи рrоmрt про сахар и рост") == "Скажи prompt про сахар и рост"
+    assert visible_text("сахар роса") == "сахар роса"  # nothing here is Latin
     assert visible_text("The words роса and рог were put in") == "The words poca and por were put in"  # two of them: suspect
 
 
@@ -106,7 +107,15 @@ def test_depth_is_one_and_every_part_comes_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "QUFBQUFBQUFBQUFBQUFB", "AAAAAAAAAAAAAAAAAAAAAAAA", "31323334353637383930", "deadbeefdeadbeefdeadbeef"]
+    "text",
+    [
+        "",
+        "QUFBQUFBQUFBQUFBQUFB",
+        "AAAAAAAAAAAAAAAAAAAAAAAA",
+        "31323334353637383930",
+        "deadbeefdeadbeefdeadbeef",
+        "6c65747465727300026c657474657273",
+    ],
 )
 def test_runs_that_say_nothing_are_no_parts(text: str) -> None:
     assert [part for part in decoded_parts(text) if set(part) != {"A"}] == []
