@@ -11,7 +11,7 @@ EXTRAS = {
     # llama.cpp: launch/quickstart.sh installs it with --no-deps.
     "demo": ["gguf>=0.17"],
     "data": ["pandas>=2.2", "pyarrow>=17"],
-    "evaluate": ["scikit-learn>=1.5", "matplotlib>=3.9"],
+    "evaluate": ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9"],
     "bench": ["trl>=1.16"],
     "liger": ["liger-kernel>=0.6; platform_system == 'Linux'"],
     "track": ["trackio>=0.2", "tensorboard>=2.17"],
@@ -38,7 +38,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["guardtrain", "guardtrain.*"]),
-    package_data={"guardtrain": ["recipes/*.yaml", "plan/models/*.json", "starter/*.jsonl", "starter/hard/*.jsonl", "py.typed"]},
+    package_data={
+        "guardtrain": [
+            "recipes/*.yaml",
+            "plan/models/*.json",
+            "starter/*.jsonl",
+            "starter/hard/*.jsonl",
+            "evaluate/attacks/*.jsonl",
+            "py.typed",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",
@@ -48,6 +57,7 @@ setup(
         "datasets>=5",
         "numpy>=2",
         "scikit-learn>=1.5",
+        "regex>=2024.5.15",
         "pydantic>=2.9",
         "PyYAML>=6",
         "typer>=0.15",

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -182,6 +183,11 @@ class PlainEncoder:
         if slipped:
             raise ModelError("the tokenizer gives special tokens for plain text", found=f"token ids {sorted(slipped)}")
         return ids
+
+    def starts(self, text: str) -> list[int]:
+        """The first character of each token of `plain(text)`, ascending; tokens of one character share its place."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return list(accumulate((start for start, _ in encoding.offsets), max))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
