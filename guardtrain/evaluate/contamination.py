@@ -15,6 +15,7 @@ What they cannot find: paraphrases, translations, encodings.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -162,8 +163,8 @@ def _fuzzy(texts: Mapping[int, str], training: Sequence[str], ratio: float) -> I
     for index, text in texts.items():
         query = normalised(text)
         # 2 × common / (a + b) cannot reach the ratio unless the lengths are this close.
-        start = bisect_left(lengths, len(query) * ratio / (2 - ratio))
-        stop = bisect_right(lengths, len(query) * (2 - ratio) / ratio)
+        start = bisect_left(lengths, math.floor(len(query) * ratio / (2 - ratio)))
+        stop = bisect_right(lengths, math.ceil(len(query) * (2 - ratio) / ratio))
         best = process.extractOne(query, choices[start:stop], scorer=fuzz.ratio, score_cutoff=100 * ratio)
-        if best is not None and query:
+        if best is not None:
             yield Contamination(index, "fuzzy", by_length[start + best[2]], best[1] / 100)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rapidfuzz import fuzz
 from tiny_models import guard_row
 
 from guardtrain.config import Source
+from guardtrain.data.keys import normalised
 from guardtrain.data.sources import load_sources
 from guardtrain.errors import DataError
 from guardtrain.evaluate.contamination import (
@@ -113,6 +115,22 @@ def test_the_closest_of_several_near_copies_is_named() -> None:
     row = "bead cafe deed face head"
     found = only(find_contaminated([row], ["bead cafe deed face heap", "bead cafe deed face head.", "sport"]))
     assert (found.kind, found.training_index) == ("fuzzy", 1)
+
+
+def test_of_several_exact_copies_the_first_is_named() -> None:
+    assert only(find_contaminated(["bead"], ["typo", "bead", "BEAD"])).training_index == 1
+
+
+@given(st.text("ab ", min_size=1, max_size=22), st.lists(st.text("ab ", max_size=22), max_size=10), st.sampled_from([0.8, 0.9]))
+def test_no_near_copy_is_missed_for_its_length(row: str, training: list[str], ratio: float) -> None:
+    closest = max((fuzz.ratio(normalised(row), normalised(text)) / 100 for text in training), default=0)
+    found = [each for each in find_contaminated([row], training, fuzzy_ratio=ratio) if each.kind != "n-gram"]
+    assert [each.similarity for each in found] == ([closest] if closest >= ratio else [])
+
+
+@pytest.mark.parametrize(("row", "near"), [("b" * 9, "b" * 11), ("b" * 11, "b" * 9)])
+def test_near_copies_at_the_very_cut_are_found(row: str, near: str) -> None:
+    assert only(find_contaminated([row], [near])).similarity == pytest.approx(0.9)
 
 
 def test_the_cut_of_near_copies_can_be_moved() -> None:
