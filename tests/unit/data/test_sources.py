@@ -602,7 +602,7 @@ def test_a_source_can_give_every_row_its_label(tmp_path: Path) -> None:
 def test_two_configurations_of_one_hub_data_set_are_two_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def load(name: str, config: str, *, split: str) -> Any:
+    def load(name: str, config: str, *, split: str, revision: str | None) -> Any:
         rows = [{"prompt": f"{config} {label}", "label": label} for label in ("malicious", "benign")]
         return datasets.Dataset.from_list(rows)
 
