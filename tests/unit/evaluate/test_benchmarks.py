@@ -47,7 +47,7 @@ def short(examples: list[GuardExample]) -> list[tuple[str, Label]]:
 
 # By name: the rows of each file, what is read of them, and how many are left out and why.
 AEGIS_1: Rows = [
-    {"text": "a", "text_type": "user_message", "labels_0": "Safe", "labels_1": "Safe", "labels_2": "Violence", "labels_3": None},
+    {"text": "a", "text_type": "user_message", "labels_0": "Safe", "labels_1": "Safe", "labels_2": "Violence", "labels_3": " "},
     {"text": "b", "text_type": "user_message", "labels_0": "Safe", "labels_1": "Needs Caution", "labels_2": "", "labels_3": None},
     {"text": "c", "text_type": "user_message", "labels_0": "Violence, Threat", "labels_1": "Safe", "labels_2": "Hate"},
     {"text": "d", "text_type": "llm_response", "labels_0": "Safe", "labels_1": "Safe"},
@@ -232,6 +232,23 @@ def test_one_saved_split_is_not_taken_for_both(tmp_path: Path) -> None:
         load_benchmark(f"jailbreakbench={tmp_path / 'saved'}")
 
 
+def test_saved_splits_do_not_hold_two_configurations(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"prompt": "a", "category": "c"}])
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match="not a copy of harmbench"):  # it would count every row twice
+        load_benchmark(f"harmbench={tmp_path / 'saved'}")
+
+
+def test_addresses_of_sets_with_several_configurations() -> None:
+    addresses = {name: [(part.path, part.config, part.split) for part in BENCHMARKS[name].hub] for name in BENCHMARKS}
+    assert addresses["toxicchat"] == [("lmsys/toxic-chat", "toxicchat0124", "test")]
+    assert addresses["wildguardtest"] == [("allenai/wildguardmix", "wildguardtest", "test")]
+    assert addresses["harmbench"] == [("walledai/HarmBench", config, "train") for config in ("standard", "contextual")]
+    assert addresses["jailbreakbench"] == [("JailbreakBench/JBB-Behaviors", "behaviors", s) for s in ("harmful", "benign")]
+    assert addresses["or-bench-hard"] == [("bench-llm/or-bench", "or-bench-hard-1k", "train")]
+
+
 # BIPIA
 
 
@@ -288,7 +305,7 @@ def test_broken_files_of_bipia_are_said(file: str, content: str, message: str, b
 
 def test_bipia_must_be_given_as_a_folder_with_its_files(bipia: Path) -> None:
     with pytest.raises(
-        DataError, match="bipia-email is not on Hugging Face, expected bipia-email=FOLDER with email/test.jsonl and"
+        DataError, match=r"bipia-email is not on Hugging Face, expected bipia-email=FOLDER with email/test\.jsonl and"
     ):
         load_benchmark("bipia-email")
     (bipia / "text_attack_test.json").unlink()
