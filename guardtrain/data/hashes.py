@@ -6,7 +6,9 @@ whoever guesses a short prompt can check the guess.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ import numpy as np
 from guardtrain.data.keys import normalised
 from guardtrain.errors import DataError
 
-HASHES_FILE = "training_rows.npy"
+HASHES_FILE = "training_rows.json"  # a text, as all that lies beside weights and goes with them into an export
+FORMAT = 1
 DIGEST_BYTES = 8  # a foreign text hits one of a million digests once in 2e13 times
 
 
@@ -37,25 +40,27 @@ class RowHashes:
         return found_N
 
     def write(self, folder: Path) -> None:
-        """Write `training_rows.npy` into `folder`, whole or not at all."""
+        """Write `training_rows.json` into `folder`, whole or not at all: the digests big-endian, in base64."""
+        digests = base64.b64encode(self.digests_N.astype(">u8").tobytes()).decode("ascii")
         partial = folder / f".{HASHES_FILE}.tmp"
-        with partial.open("wb") as file:
-            np.save(file, self.digests_N, allow_pickle=False)
+        partial.write_text(json.dumps({"format": FORMAT, "digests": digests}) + "\n", encoding="utf-8")
         partial.replace(folder / HASHES_FILE)
 
     @classmethod
     def read(cls, folder: Path) -> RowHashes:
-        """The digests in `folder`. Raises DataError when there are none, or they are broken."""
+        """The digests in `folder`. Raises DataError when there are none, or they are broken or of a newer format."""
         path = folder / HASHES_FILE
         try:
-            digests_N = np.load(path, allow_pickle=False)
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise DataError("unknown format", where=str(path), expected=str(FORMAT), found=str(raw["format"]))
+            digests_N = np.frombuffer(base64.b64decode(raw["digests"], validate=True), dtype=">u8").astype(np.uint64)
         except FileNotFoundError as error:
             raise DataError("no digests of the training rows", where=str(path), hint="older guards have none") from error
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError("broken digests of the training rows", where=str(path), found=str(error)) from error
-        if digests_N.dtype != np.uint64 or digests_N.ndim != 1 or (digests_N[1:] <= digests_N[:-1]).any():
-            found = f"{digests_N.dtype} of shape {digests_N.shape}"
-            raise DataError("broken digests of the training rows", where=str(path), expected="ascending uint64", found=found)
+        if (digests_N[1:] <= digests_N[:-1]).any():
+            raise DataError("broken digests of the training rows", where=str(path), expected="ascending numbers")
         return cls(digests_N)
 
 
