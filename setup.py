@@ -11,7 +11,7 @@ EXTRAS = {
     # llama.cpp: launch/quickstart.sh installs it with --no-deps.
     "demo": ["gguf>=0.17"],
     "data": ["pandas>=2.2", "pyarrow>=17"],
-    "evaluate": ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9"],
+    "evaluate": ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "rapidfuzz>=3.9"],
     "bench": ["trl>=1.16"],
     "liger": ["liger-kernel>=0.6; platform_system == 'Linux'"],
     "track": ["trackio>=0.2", "tensorboard>=2.17"],

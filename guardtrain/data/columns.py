@@ -121,10 +121,8 @@ def _others(found: Collection[str], matched: Mapping[str, str], table: Mapping[s
 
 def _columns_error(what: str, field: str, candidates: Collection[str], found: Collection[str], where: str) -> DataError:
     column = next(iter(candidates), "YOUR_COLUMN")
-    listed = ", ".join(_short(column) for column in list(found)[:40]) or "none"
-    return DataError(
-        what, where=where, found=f"the columns {listed}", hint=f"say which: `columns: {{{field}: {_short(column)}}}`"
-    )
+    listed = ", ".join(short(column) for column in list(found)[:40]) or "none"
+    return DataError(what, where=where, found=f"the columns {listed}", hint=f"say which: `columns: {{{field}: {short(column)}}}`")
 
 
 def check_label_map(labels: Mapping[str, str], where: str) -> dict[str, Label]:
@@ -163,7 +161,7 @@ def unknown_label_line(value: Any, column: str) -> str:
     if plain_name(column) in UNDIRECTED:
         accepted = "malicious or benign, unsafe or safe; not numbers, which could mean either"
     hint = "map others with `labels: {THEIR_VALUE: malicious}`"
-    return f"expected a label in column {_short(column)} ({accepted}), found {_short(value)} ({hint})"
+    return f"expected a label in column {short(column)} ({accepted}), found {short(value)} ({hint})"
 
 
 def _label_word(value: Any) -> str:
@@ -171,7 +169,8 @@ def _label_word(value: Any) -> str:
     return re.sub(r"^(-?\d+)\.0$", r"\1", plain_name(str(value)))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value or a column's name as it may stand in a message."""
     # A long value is most likely a prompt in the wrong column, and prompts stay out of messages.
     text = str(value)
     if not text.strip():

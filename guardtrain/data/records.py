@@ -32,14 +32,14 @@ class Record:
 Records = Iterator[Record | Problem]
 
 
-def read_records(path: str, split: str = "train", config: str | None = None) -> Records:
+def read_records(path: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Records:
     """Yield every record of a file, a saved `datasets` folder, a Hugging Face id or a starter set, and every problem.
 
-    split: which split of a folder or Hugging Face data set; config: which configuration of the latter; files have none.
+    split: which split of a folder or Hugging Face data set; config, revision: which configuration and commit of the latter.
     """
     empty = True
     try:
-        for item in _open(path, split, config):
+        for item in _open(path, split, config, revision):
             empty = False
             yield item
     except OSError as error:
@@ -49,7 +49,7 @@ def read_records(path: str, split: str = "train", config: str | None = None) -> 
         yield Problem(where=path, cause=Cause.NO_ROWS, what="expected at least one row, found none")
 
 
-def _open(path: str, split: str, config: str | None) -> Records:
+def _open(path: str, split: str, config: str | None, revision: str | None) -> Records:
     if path in STARTERS:
         return _read_starter(STARTERS[path])
     file = Path(path).expanduser()
@@ -60,7 +60,7 @@ def _open(path: str, split: str, config: str | None) -> Records:
         accepted = ", ".join(READERS)
         return reader(file, path) if reader else iter([_file_problem(path, f"unknown kind of file, expected {accepted}")])
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and file.suffix.lower() not in READERS:
-        return _read_hub(path, split, config)
+        return _read_hub(path, split, config, revision)
     return iter([_file_problem(path, "no such file or folder (a Hugging Face data set is OWNER/NAME)")])
 
 
@@ -271,11 +271,11 @@ def _read_saved(folder: Path, name: str, split: str) -> Records:
     yield from _dataset_rows(loaded, name)
 
 
-def _read_hub(name: str, split: str, config: str | None) -> Records:
+def _read_hub(name: str, split: str, config: str | None, revision: str | None) -> Records:
     import datasets  # type: ignore[import-untyped,unused-ignore]
 
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        loaded = datasets.load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # the Hub client raises many kinds; each means that there is nothing to read
         what = f"no such file here, and not loaded from Hugging Face: {type(error).__name__}: {_one_line(error)}"
         yield _file_problem(name, what)

@@ -22,6 +22,11 @@ NEAR = 0.8
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+")
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a text, normalised and without punctuation; a sign of a script without blanks counts as one."""
+    return _WORD.findall(normalised(text))
+
+
 def shingle_ids(texts: Sequence[str]) -> list[list[int]]:
     """The word 5-grams of each text as sorted integers, the rarest 5-gram of the corpus first.
 
@@ -55,7 +60,7 @@ def similar_pairs(
 
 
 def _shingles(text: str) -> set[str]:
-    words = _WORD.findall(normalised(text))
+    words = words_of(text)
     if not words:
         return set()
     return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from guardtrain.data.hashes import RowHashes
+from guardtrain.data.keys import example_text
 from guardtrain.data.template import GuardTemplate
 from guardtrain.distributed.ranks import launched, together, wait_for_main
 from guardtrain.distributed.weights import Weights, is_adapter, split_streams, weights_to_save, write_model
@@ -57,7 +59,10 @@ def _complete(job: Job, model: Any, folder: Path, collapsed: str | None) -> None
 
 
 def write_beside(job: Job, model: Any, folder: Path, collapsed: str | None) -> None:
-    """Write what makes weights usable: tokenizer, guard.json, and the configuration of a whole model. For the main rank alone."""
+    """Write what belongs to weights: tokenizer, guard.json, digests of the training rows, and the configuration of a whole model.
+
+    For the main rank alone.
+    """
     if not is_adapter(model):
         # As transformers does before it writes weights, which ZeRO may have split.
         model.config.dtype = str(model.dtype).removeprefix("torch.")
@@ -68,6 +73,7 @@ def write_beside(job: Job, model: Any, folder: Path, collapsed: str | None) -> N
     job.tokenizer.save_pretrained(folder)
     if isinstance(job.template, GuardTemplate):
         _settings(job, collapsed).write(folder)
+        RowHashes.of(map(example_text, job.rows.train)).write(folder)
 
 
 def write_split_model(

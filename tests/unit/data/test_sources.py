@@ -134,7 +134,7 @@ def test_a_hugging_face_id_goes_to_load_dataset(monkeypatch: pytest.MonkeyPatch)
     datasets = pytest.importorskip("datasets")
     calls = []
 
-    def load_dataset(path: str, config: str | None, split: str) -> Any:
+    def load_dataset(path: str, config: str | None, split: str, revision: str | None) -> Any:
         calls.append((path, split))
         return datasets.Dataset.from_list(ROWS)
 
@@ -148,7 +148,7 @@ def test_a_hugging_face_id_goes_to_load_dataset(monkeypatch: pytest.MonkeyPatch)
 def test_a_hugging_face_error_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(path: str, config: str | None, split: str) -> Any:
+    def load_dataset(path: str, config: str | None, split: str, revision: str | None) -> Any:
         raise ConnectionError("no route to the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -602,7 +602,7 @@ def test_a_source_can_give_every_row_its_label(tmp_path: Path) -> None:
 def test_two_configurations_of_one_hub_data_set_are_two_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def load(name: str, config: str, *, split: str) -> Any:
+    def load(name: str, config: str, *, split: str, revision: str | None) -> Any:
         rows = [{"prompt": f"{config} {label}", "label": label} for label in ("malicious", "benign")]
         return datasets.Dataset.from_list(rows)
 
