@@ -33,7 +33,11 @@ class TreeDecoder:
     def __init__(self, model: Any, policy_ids: list[int]) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self._hold([], self._indices([]), self._indices([]))
+        # Without the config: layers with a sliding window would drop keys that the mask still counts.
+        self._cache: Any = DynamicCache()
+        self._owner_K, self._position_K = self._indices([]), self._indices([])
+        self._parents: list[int | None] = []
+        self._ids: list[list[int]] = []
         length = len(policy_ids)
         self._forward(policy_ids, [_SHARED] * length, list(range(length)), [])
         self._policy = self._layers()
@@ -43,8 +47,8 @@ class TreeDecoder:
     def start(self, num_branches: int) -> None:
         """Forget all branches, and what they hold in memory, and open `num_branches` new ones behind the policy."""
         self._rewind()
-        self._parents: list[int | None] = [None] * num_branches
-        self._ids: list[list[int]] = [[] for _ in range(num_branches)]
+        self._parents = [None] * num_branches
+        self._ids = [[] for _ in range(num_branches)]
 
     def read(self, prompts: Sequence[list[int]]) -> None:
         """Forget all branches and open one for each prompt, which it begins with."""
@@ -129,7 +133,6 @@ class TreeDecoder:
         self._hold(self._policy, torch.full((length,), _SHARED, device=self.device), torch.arange(length, device=self.device))
 
     def _hold(self, layers: Layers, owner_K: torch.Tensor, position_K: torch.Tensor) -> None:
-        # Without the config: layers with a sliding window would drop keys that the mask still counts.
         self._cache = DynamicCache()
         for index, (key, value) in enumerate(layers):
             self._cache.update(key, value, index)

@@ -63,7 +63,7 @@ class _Noise:
     def __init__(self, seed: int, temperature: float) -> None:
         self.temperature = temperature
         self._generator = torch.Generator().manual_seed(seed)
-        self._noise_V: torch.Tensor | None = None
+        self._noise_V = torch.empty(0)
 
     def draw(self, logits_V: torch.Tensor) -> torch.Tensor:
         """Perturbed logits, with new noise."""
@@ -94,10 +94,9 @@ class Scorer:
         self.decoder = TreeDecoder(model, template.policy_ids)
         self._tie = TIE if next(model.parameters()).dtype is torch.float32 else 0.0
 
-    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Indices of prompts that are scored at once, shortest first. The same prompts give the same batches everywhere."""
-        lengths = [len(self.template.prompt_segment(prompt).input_ids) for prompt in prompts]
-        return batches_by_length(lengths, self.pack_tokens)
+    def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt behind the policy."""
+        return [len(self.template.prompt_segment(prompt).input_ids) for prompt in prompts]
 
     def score(
         self,
@@ -110,10 +109,10 @@ class Scorer:
         """Yield (index, Scored) for every prompt, shortest first.
 
         escalates: of the score in mode `off`, whether mode `on` is run too, behind the prompt that is in the cache; all prompts
-        if absent. batches: some of `batches(prompts)`, where other ranks score the others; all if absent.
+        if absent. batches: indices of the prompts that are scored, as `batches_by_length` groups all of them; all if absent.
         """
         try:
-            for batch in self.batches(prompts) if batches is None else batches:
+            for batch in self._batches(prompts) if batches is None else batches:
                 yield from zip(batch, self._score_batch([prompts[index] for index in batch], modes, escalates), strict=True)
         finally:
             self.decoder.start(0)
@@ -130,12 +129,15 @@ class Scorer:
             expected, found = "at least one sample, a temperature above 0", f"{samples} at {temperature}"
             raise ConfigError("nothing can be sampled", where="samples", expected=expected, found=found)
         try:
-            for batch in self.batches(prompts):
+            for batch in self._batches(prompts):
                 yield from zip(
                     batch, self._sample_batch([prompts[index] for index in batch], samples, temperature, seed), strict=True
                 )
         finally:
             self.decoder.start(0)
+
+    def _batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return batches_by_length(self.lengths(prompts), self.pack_tokens)
 
     def _score_batch(
         self, prompts: list[Prompt], modes: Collection[Mode], escalates: Callable[[float], bool] | None
@@ -147,6 +149,7 @@ class Scorer:
             for branch, (score, is_natural) in self._verdicts(self.template.off_verdict, dict.fromkeys(range(len(prompts)), 0)):
                 scored[branch].scores[Mode.OFF], scored[branch].is_natural[Mode.OFF] = score, is_natural
             on = [branch for branch in on if escalates is None or escalates(scored[branch].scores[Mode.OFF])]
+        self.decoder.drop(set(range(len(prompts))).difference(on))
         reasoned = self._reason({branch: _Reason([], None) for branch in on})
         return [
             Scored({**row.scores, **more.scores}, {**row.is_natural, **more.is_natural}, more.reason, more.truncated)
@@ -169,13 +172,26 @@ class Scorer:
 
     def _reason(self, reasons: dict[int, _Reason]) -> dict[int, Scored]:
         """Write a reason on each of these branches, then force the verdict's prefix: mode `on`, by branch."""
+        stops, end = self.template.reason_stops(), self.template.reason_end()
         results: dict[int, Scored] = {}
-        if not reasons:
-            return results
-        self._write(reasons)
-        for branch, (score, is_natural) in self._verdicts(
-            self.template.on_verdict, {branch: reason.held for branch, reason in reasons.items()}
-        ):
+        active = dict.fromkeys(reasons, self.template.opening_ids)
+        while active:
+            logits_BV = self.decoder.extend(active)
+            noises = [reasons[branch].noise for branch in active]
+            following = zip(active, self._likeliest(logits_BV, {branch: [] for branch in active}, noises), strict=True)
+            active = {branch: [token] for branch, token in following if self._goes_on(reasons[branch], token, stops, end)}
+            ended = {branch: reason for branch, reason in reasons.items() if branch not in active and branch not in results}
+            # Each step attends past what is held: half of it has to go on, or the rest is judged and let go of.
+            if len(ended) >= len(active):
+                results |= self._judge(ended)
+                self.decoder.drop(ended)
+        return results
+
+    def _judge(self, reasons: dict[int, _Reason]) -> dict[int, Scored]:
+        """Mode `on` of branches whose reasons have ended."""
+        results = {}
+        held = {branch: reason.held for branch, reason in reasons.items()}
+        for branch, (score, is_natural) in self._verdicts(self.template.on_verdict, held):
             reason = reasons[branch]
             text = self.tokenizer.decode(reason.ids).strip()
             results[branch] = Scored({Mode.ON: score}, {Mode.ON: is_natural and not reason.is_cut}, text, reason.is_cut)
@@ -194,21 +210,11 @@ class Scorer:
         for branch, score, likeliest in zip(prefixes, score_B, likeliest_B, strict=True):
             yield branch, (score, likeliest in {malicious, benign})
 
-    def _write(self, reasons: dict[int, _Reason]) -> None:
-        """Write one reason on each branch until it closes its think block or reaches the cap.
-
-        `held` is all of `reason_end` but the last: the token that completes it is not computed any more.
-        """
-        stops, end = self.template.reason_stops(), self.template.reason_end()
-        active = dict.fromkeys(reasons, self.template.opening_ids)
-        while active:
-            logits_BV = self.decoder.extend(active)
-            noises = [reasons[branch].noise for branch in active]
-            following = zip(active, self._likeliest(logits_BV, dict.fromkeys(active, []), noises), strict=True)
-            active = {branch: [token] for branch, token in following if self._goes_on(reasons[branch], token, stops, end)}
-
     def _goes_on(self, reason: _Reason, token: int, stops: set[int], end: list[int]) -> bool:
-        """Take a token into a reason; whether it goes on behind it."""
+        """Take a token into a reason; whether it goes on behind it.
+
+        `held` becomes all of `end` but the last: the token that completes it is not computed any more.
+        """
         if token in stops:
             return False
         reason.ids.append(token)
