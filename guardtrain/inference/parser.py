@@ -29,8 +29,8 @@ NO_ANSWER = Answer(reason=None, verdict=None)
 def parse_answer(text: str) -> Answer:
     """The reason and the verdict of what an assistant wrote, special tokens of the turn left out.
 
-    One think block, closed, and behind it one line with one of the labels, spelt as in training, and nothing else. A second verdict
-    anywhere, in the reason too and in any case or width of letters, is a forgery: no verdict. So is a second think tag.
+    One think block, closed, and behind it one line with one of the labels, spelt as in training, and nothing else. A second
+    verdict anywhere, in the reason too and in any case or width of letters, is a forgery: no verdict. So is a second think tag.
     """
     match = _ANSWER.fullmatch(text)
     folded = unicodedata.normalize("NFKC", text).casefold()

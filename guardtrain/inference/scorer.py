@@ -9,7 +9,7 @@ are: there a reason may depend on its batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from guardtrain.data.keys import seeded_rank
 from guardtrain.data.template import GuardTemplate, VerdictIds
 from guardtrain.errors import ConfigError
 from guardtrain.inference.decoder import TreeDecoder
+from guardtrain.inference.reason import Reason
 from guardtrain.types import Label, Mode, Turn, prompt_text
 
 Prompt = tuple[Turn, ...]
@@ -42,15 +43,11 @@ class Scored:
     reason: str | None = None
     truncated: bool = False
 
-
-@dataclass(slots=True)
-class _Reason:
-    """A reason while it is written. held: how many tokens of the closing the branch's cache holds."""
-
-    ids: list[int]
-    noise: _Noise | None
-    is_cut: bool = False
-    held: int = 0
+    def joined(self, on: Scored | None) -> Scored:
+        """This, and what mode `on` says where it was run."""
+        if on is None:
+            return self
+        return Scored({**self.scores, **on.scores}, {**self.is_natural, **on.is_natural}, on.reason, on.truncated)
 
 
 class _Noise:
@@ -150,44 +147,40 @@ class Scorer:
                 scored[branch].scores[Mode.OFF], scored[branch].is_natural[Mode.OFF] = score, is_natural
             on = [branch for branch in on if escalates is None or escalates(scored[branch].scores[Mode.OFF])]
         self.decoder.drop(set(range(len(prompts))).difference(on))
-        reasoned = self._reason({branch: _Reason([], None) for branch in on})
-        return [
-            Scored({**row.scores, **more.scores}, {**row.is_natural, **more.is_natural}, more.reason, more.truncated)
-            for row, more in ((row, reasoned.get(branch, row)) for branch, row in enumerate(scored))
-        ]
+        reasoned = self._reason(on)
+        return [row.joined(reasoned.get(branch)) for branch, row in enumerate(scored)]
 
     def _sample_batch(self, prompts: list[Prompt], samples: int, temperature: float, seed: int) -> list[list[Scored]]:
         self._read(prompts)
         forks = [self.decoder.fork(branch, samples) for branch in range(len(prompts))]
-        reasons = {}
-        for prompt, branches in zip(prompts, forks, strict=True):
-            for number, branch in enumerate(branches):
-                own_seed = seeded_rank(seed, f"{number}\0{prompt_text(prompt)}")
-                reasons[branch] = _Reason([], _Noise(own_seed, temperature))
-        reasoned = self._reason(reasons)
+        noises = {
+            branch: _Noise(seeded_rank(seed, f"{number}\0{prompt_text(prompt)}"), temperature)
+            for prompt, branches in zip(prompts, forks, strict=True)
+            for number, branch in enumerate(branches)
+        }
+        reasoned = self._reason(list(noises), noises)
         return [[reasoned[branch] for branch in branches] for branches in forks]
 
     def _read(self, prompts: list[Prompt]) -> None:
         self.decoder.read([self.template.prompt_segment(prompt).input_ids for prompt in prompts])
 
-    def _reason(self, reasons: dict[int, _Reason]) -> dict[int, Scored]:
+    def _reason(self, branches: Sequence[int], noises: Mapping[int, _Noise] | None = None) -> dict[int, Scored]:
         """Write a reason on each of these branches, then force the verdict's prefix: mode `on`, by branch."""
-        stops, end = self.template.reason_stops(), self.template.reason_end()
+        reasons = {branch: Reason.of(self.template, self.max_reason_tokens) for branch in branches}
         results: dict[int, Scored] = {}
-        active = dict.fromkeys(reasons, self.template.opening_ids)
+        active = dict.fromkeys(branches, self.template.opening_ids)
         while active:
             logits_BV = self.decoder.extend(active)
-            noises = [reasons[branch].noise for branch in active]
-            following = zip(active, self._likeliest(logits_BV, {branch: [] for branch in active}, noises), strict=True)
-            active = {branch: [token] for branch, token in following if self._goes_on(reasons[branch], token, stops, end)}
-            ended = {branch: reason for branch, reason in reasons.items() if branch not in active and branch not in results}
-            # Each step attends past what is held: half of it has to go on, or the rest is judged and let go of.
+            tokens = self._likeliest(logits_BV, {branch: [] for branch in active}, noises)
+            active = {branch: [token] for branch, token in zip(active, tokens, strict=True) if reasons[branch].take(token)}
+            ended = {branch: reasons[branch] for branch in branches if branch not in active and branch not in results}
+            # Each step attends past all that is held: half of it has to go on, or the rest is judged and let go of.
             if len(ended) >= len(active):
                 results |= self._judge(ended)
                 self.decoder.drop(ended)
         return results
 
-    def _judge(self, reasons: dict[int, _Reason]) -> dict[int, Scored]:
+    def _judge(self, reasons: dict[int, Reason]) -> dict[int, Scored]:
         """Mode `on` of branches whose reasons have ended."""
         results = {}
         held = {branch: reason.held for branch, reason in reasons.items()}
@@ -210,41 +203,19 @@ class Scorer:
         for branch, score, likeliest in zip(prefixes, score_B, likeliest_B, strict=True):
             yield branch, (score, likeliest in {malicious, benign})
 
-    def _goes_on(self, reason: _Reason, token: int, stops: set[int], end: list[int]) -> bool:
-        """Take a token into a reason; whether it goes on behind it.
-
-        `held` becomes all of `end` but the last: the token that completes it is not computed any more.
-        """
-        if token in stops:
-            return False
-        reason.ids.append(token)
-        if reason.ids[-len(end) :] == end:
-            del reason.ids[-len(end) :]
-            reason.held = len(end) - 1
-            return False
-        # Beyond the cap it may only bring an end that has begun to its end.
-        beyond = reason.ids[self.max_reason_tokens :]
-        if beyond != end[: len(beyond)]:
-            reason.is_cut = True
-            reason.ids.pop()
-        return not reason.is_cut
-
     def _likeliest(
-        self, logits_BV: torch.Tensor, ahead: dict[int, list[int]], noises: Sequence[_Noise | None] | None = None
+        self, logits_BV: torch.Tensor, ahead: dict[int, list[int]], noises: Mapping[int, _Noise] | None = None
     ) -> list[int]:
         """The likeliest token behind each branch and `ahead`, under its noise if it has one; ties are broken alone."""
-        if noises is not None and any(noises):
-            logits_BV = torch.stack([noise.draw(row) if noise else row for row, noise in zip(logits_BV, noises, strict=True)])
+        if noises:
+            logits_BV = torch.stack([noises[branch].draw(row_V) for branch, row_V in zip(ahead, logits_BV, strict=True)])
         best_B, token_B = logits_BV.max(-1)
         tokens: list[int] = token_B.tolist()
-        if not self._tie:
-            return tokens
-        is_tied_B = (logits_BV >= best_B[:, None] - self._tie).sum(-1) > 1
+        is_tied_B = (logits_BV > best_B[:, None] - self._tie).sum(-1) > 1
         for row, (branch, ids) in enumerate(ahead.items()):
             if is_tied_B[row]:
                 alone_V = self.decoder.alone(branch, ids)
-                noise = noises[row] if noises else None
-                tokens[row] = int((noise.again(alone_V) if noise else alone_V).argmax())
+                tokens[row] = int((noises[branch].again(alone_V) if noises else alone_V).argmax())
         return tokens
 
 
