@@ -91,8 +91,8 @@ def label_ids(verdict: VerdictIds) -> tuple[int, int]:
 def verdict_parameters(verdict: VerdictIds) -> dict[str, Any]:
     """Of vllm.SamplingParams: one greedy token, free so that it shows what is natural, and the log-probability of each label.
 
-    Not `allowed_token_ids`: the token would always be a label. Not `logprobs`: a label may not be among the likeliest, and a number
-    there would replace the count of `logprob_token_ids`.
+    Not `allowed_token_ids`: the token would always be a label. Not `logprobs`: a label may not be among the likeliest, and a
+    number there would replace the count of `logprob_token_ids`.
     """
     return {
         "temperature": 0.0,

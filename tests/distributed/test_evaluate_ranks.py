@@ -51,8 +51,8 @@ def alone(given: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def launched(given: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file("cpu"))]
-    sizes = ["--multi_gpu", "--cpu", "--num_processes", str(processes), "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file("ddp"))]
+    sizes = ["--num_processes", str(processes), "--main_process_port", "0"]
     command = [*launcher, *sizes, "-m", "guardtrain", *given]
     return subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300, check=False)
 
