@@ -1,7 +1,8 @@
 """Decode many prompts as branches of one cached policy: the tree of training, grown token by token.
 
 A forward's logits depend in their last bits on what else is in the batch: kernels add up in another order for another shape.
-2026-11: float32 on a CPU, SmolLM2-135M: 3e-5 at most. `alone` computes the same position from the branch's own tokens only.
+2026-11, float32 on a CPU, twelve prompts: scores of SmolLM2-135M moved by 1.2e-5 at most. `alone` computes the same position
+from the branch's own tokens only.
 
 Shape suffixes: B branches, Q new tokens of one call, K cached tokens, V vocabulary.
 """
