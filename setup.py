@@ -14,6 +14,7 @@ EXTRAS = {
     "evaluate": ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "rapidfuzz>=3.9"],
     "bench": ["trl>=1.16"],
     "liger": ["liger-kernel>=0.6; platform_system == 'Linux'"],
+    "vllm": ["vllm>=0.20; platform_system == 'Linux'"],
     "track": ["trackio>=0.2", "tensorboard>=2.17"],
     "dev": [
         "pytest>=8",
@@ -26,8 +27,8 @@ EXTRAS = {
     ],
 }
 EXTRAS["serve"] = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
-# flash-attn compiles CUDA code, and liger-kernel brings triton: they are never part of `all`.
-EXTRAS["all"] = sorted({need for name, needs in EXTRAS.items() if name not in {"flash", "liger"} for need in needs})
+# flash-attn compiles CUDA code, liger-kernel brings triton, vllm pins a torch of its own: they are never part of `all`.
+EXTRAS["all"] = sorted({need for name, needs in EXTRAS.items() if name not in {"flash", "liger", "vllm"} for need in needs})
 
 setup(
     name="guardtrain",

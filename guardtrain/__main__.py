@@ -1,4 +1,4 @@
-"""`python -m guardtrain`: what a launcher starts."""
+"""`python -m guardtrain …`: the command line, also for `accelerate launch --num_processes N -m guardtrain evaluate …`."""
 
 from guardtrain.cli import main
 

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -17,14 +18,32 @@ from sklearn.metrics import roc_auc_score
 
 from guardtrain.data.keys import label_of, normalised
 from guardtrain.evaluate.bootstrap import CONFIDENCE, interval_of, resamples
+from guardtrain.evaluate.cascade import choose_cascade
+from guardtrain.evaluate.runner import Evaluation
 from guardtrain.evaluate.scores import need_both_classes, recall_at_fpr, sigmoid, too_few_benign
 from guardtrain.inference.calibration import Calibration, ModeCalibration
+from guardtrain.inference.guards import GuardSettings
 from guardtrain.types import GuardExample, Turn, prompt_text
 
 # Zhao et al., "Calibrate before use", arXiv 2102.09690: what a model says of texts without content is its bias.
 CONTENT_FREE = tuple((Turn(role="user", content=text),) for text in ("N/A", "[MASK]", "...", "text", "-"))
 THRESHOLD_SAMPLES = 500
 FLATTEST = 1e-3  # slope of the logit per standard deviation of the scores
+
+
+def calibrate_guard(settings: GuardSettings, evaluation: Evaluation, target_fpr: float, data: Sequence[str]) -> GuardSettings:
+    """A guard's settings with what these rows say: temperature, bias and threshold of every mode, and the band of the cascade.
+
+    data: what the rows are called. Raises DataError when a class is absent.
+    """
+    scores = {str(mode): evaluation.scores(mode) for mode in evaluation.measures if mode != "cascade"}
+    calibration = calibrate_on_rows(scores, evaluation.examples, target_fpr, data)
+    cascade = None
+    if {"off", "both"} <= scores.keys():
+        rows = (scores["off"], scores["both"], evaluation.is_malicious_N)
+        band = choose_cascade(*rows, calibration.thresholds, target_fpr=target_fpr)
+        cascade = (band.low, band.high)
+    return replace(settings, calibration=calibration, cascade=cascade)
 
 
 def calibrate_on_rows(

@@ -101,8 +101,15 @@ class Judged:
 
     @cached_property
     def ranks_N(self) -> np.ndarray:
-        """Scores with the missing ones at the wrong end."""
-        return np.where(np.isnan(self.scores_N), np.where(self.is_malicious_N, -np.inf, np.inf), self.scores_N)
+        """Scores; the missing ones of malicious rows below all others and the threshold, those of benign rows above.
+
+        No two of these are tied: the average precision of tied rows would be that of the last one.
+        """
+        is_missing_N = np.isnan(self.scores_N)
+        known_N = np.append(self.scores_N[~is_missing_N], self.threshold)
+        distance_N = 1.0 + np.arange(len(self.scores_N))
+        worst_N = np.where(self.is_malicious_N, known_N.min() - distance_N, known_N.max() + distance_N)
+        return np.where(is_missing_N, worst_N, self.scores_N)
 
     @cached_property
     def is_flagged_N(self) -> np.ndarray:

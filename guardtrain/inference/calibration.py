@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModeCalibration:
@@ -25,6 +27,10 @@ class ModeCalibration:
     def p_malicious(self, score: float) -> float:
         """Of a score as the guard gives it."""
         return 0.5 * (1 + math.tanh(0.5 * (score / self.temperature + self.bias)))
+
+    def probabilities(self, scores_N: np.ndarray) -> np.ndarray:
+        """p_malicious of many scores, float64, shape (N,); NaN stays NaN."""
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * (np.asarray(scores_N) / self.temperature + self.bias))))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,15 @@
 """Decode many prompts as branches of one cached policy: the tree of training, grown token by token.
 
+A forward's logits depend in their last bits on what else is in the batch: kernels add up in another order for another shape.
+2026-11, float32 on a CPU, twelve prompts: scores of SmolLM2-135M moved by 1.2e-5 at most. `alone` computes the same position
+from the branch's own tokens only.
+
 Shape suffixes: B branches, Q new tokens of one call, K cached tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +18,11 @@ from transformers import DynamicCache
 from guardtrain.model.attention import attention_windows
 
 _SHARED = -1
+# Prompts are read in blocks of about this many tokens: a block attends to the policy and to itself, so that a batch of T
+# tokens costs T * block and not T * T.
+BLOCK_TOKENS = 256
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class TreeDecoder:
@@ -25,17 +35,52 @@ class TreeDecoder:
         self.model = model
         self.device = next(model.parameters()).device
         # Without the config: layers with a sliding window would drop keys that the mask still counts.
-        self._cache = DynamicCache()
-        self._owner_K = torch.empty(0, dtype=torch.int64, device=self.device)
-        self._position_K = torch.empty(0, dtype=torch.int64, device=self.device)
-        self._next_position: list[int] = []
-        self._policy_length = len(policy_ids)
-        self._forward(policy_ids, [_SHARED] * len(policy_ids), list(range(len(policy_ids))), [len(policy_ids) - 1])
+        self._cache: Any = DynamicCache()
+        self._owner_K, self._position_K = self._indices([]), self._indices([])
+        self._parents: list[int | None] = []
+        self._ids: list[list[int]] = []
+        length = len(policy_ids)
+        self._forward(policy_ids, [_SHARED] * length, list(range(length)), [])
+        self._policy = self._layers()
+        self._policy_length = length
+        self.start(0)
 
     def start(self, num_branches: int) -> None:
-        """Forget all branches and open `num_branches` new ones behind the policy."""
-        self._crop(self._policy_length)
-        self._next_position = [self._policy_length] * num_branches
+        """Forget all branches, and what they hold in memory, and open `num_branches` new ones behind the policy."""
+        self._rewind()
+        self._parents = [None] * num_branches
+        self._ids = [[] for _ in range(num_branches)]
+
+    def read(self, prompts: Sequence[list[int]]) -> None:
+        """Forget all branches and open one for each prompt, which it begins with."""
+        self.start(len(prompts))
+        parts: list[Layers] = []
+        owners, positions = [self._owner_K], [self._position_K]
+        for block in _blocks(prompts):
+            self._rewind()
+            self._extend(block, last=[])
+            parts.append(self._layers(self._policy_length))
+            owners.append(self._owner_K[self._policy_length :])
+            positions.append(self._position_K[self._policy_length :])
+        layers = [tuple(torch.cat(pieces, dim=-2) for pieces in zip(*each, strict=True)) for each in zip(*parts, strict=True)]
+        whole = [
+            (torch.cat([key, new_key], dim=-2), torch.cat([value, new_value], dim=-2))
+            for (key, value), (new_key, new_value) in zip(self._policy, layers, strict=True)
+        ]
+        self._hold(whole if parts else self._policy, torch.cat(owners), torch.cat(positions))
+
+    def fork(self, branch: int, copies: int) -> list[int]:
+        """Open `copies` branches that go on from what `branch` holds now; it must not grow any more. Returns them."""
+        first = len(self._ids)
+        self._parents += [branch] * copies
+        self._ids += [[] for _ in range(copies)]
+        return list(range(first, first + copies))
+
+    def drop(self, branches: Iterable[int]) -> None:
+        """Free what these branches hold; they must not be used any more, and have no forks that are."""
+        is_kept_K = ~torch.isin(self._owner_K, self._indices(list(branches)))
+        layers = [(key[..., is_kept_K, :], value[..., is_kept_K, :]) for key, value in self._layers()]
+        self._hold(layers, self._owner_K[is_kept_K], self._position_K[is_kept_K])
 
     def extend(self, tokens: dict[int, list[int]], *, keep: bool = True) -> torch.Tensor:
         """Append tokens to branches; the logits that follow each branch's last new token, float32, shape (len(tokens), V).
@@ -43,50 +88,93 @@ class TreeDecoder:
         tokens: branch to its new token ids, at least one each; rows of the result are in this order.
         keep: False to look only: the branches are afterwards as before.
         """
+        ends = torch.tensor([len(ids) for ids in tokens.values()]).cumsum(0) - 1
+        cached = len(self._owner_K)
+        logits_BV = self._extend(tokens, last=ends.tolist())
+        if not keep:
+            self._crop(cached)
+            for branch, ids in tokens.items():
+                del self._ids[branch][len(self._ids[branch]) - len(ids) :]
+        return logits_BV
+
+    def alone(self, branch: int, ahead: Sequence[int] = ()) -> torch.Tensor:
+        """The logits behind a branch and `ahead`, computed anew from the policy and these tokens: float32, shape (V,).
+
+        Bit for bit the same in whatever batch the branch stands. It costs a forward of the whole branch.
+        """
+        held = self._cache, self._owner_K, self._position_K
+        self._rewind()
+        ids = [*self._path(branch), *ahead]
+        logits_BV = self._forward(ids, [branch] * len(ids), self._positions(0, len(ids)), [len(ids) - 1])
+        self._cache, self._owner_K, self._position_K = held
+        return logits_BV[0]
+
+    def _extend(self, tokens: dict[int, list[int]], last: list[int]) -> torch.Tensor:
         ids: list[int] = []
         owners: list[int] = []
         positions: list[int] = []
-        last: list[int] = []
         for branch, new_ids in tokens.items():
-            start = self._next_position[branch]
             ids += new_ids
             owners += [branch] * len(new_ids)
-            positions += range(start, start + len(new_ids))
-            last.append(len(ids) - 1)
-        cached = len(self._owner_K)
-        logits_BV = self._forward(ids, owners, positions, last)
-        if keep:
-            for branch, new_ids in tokens.items():
-                self._next_position[branch] += len(new_ids)
-        else:
-            self._crop(cached)
-        return logits_BV
+            positions += self._positions(len(self._path(branch)), len(new_ids))
+            self._ids[branch] += new_ids
+        return self._forward(ids, owners, positions, last)
+
+    def _path(self, branch: int) -> list[int]:
+        """All tokens of a branch behind the policy."""
+        parent = self._parents[branch]
+        return self._ids[branch] if parent is None else [*self._path(parent), *self._ids[branch]]
+
+    def _positions(self, start: int, length: int) -> list[int]:
+        return list(range(self._policy_length + start, self._policy_length + start + length))
+
+    def _rewind(self) -> None:
+        """Hold the policy alone."""
+        length = self._policy_length
+        self._hold(self._policy, torch.full((length,), _SHARED, device=self.device), torch.arange(length, device=self.device))
+
+    def _hold(self, layers: Layers, owner_K: torch.Tensor, position_K: torch.Tensor) -> None:
+        self._cache = DynamicCache()
+        for index, (key, value) in enumerate(layers):
+            self._cache.update(key, value, index)
+        self._owner_K, self._position_K = owner_K, position_K
+
+    def _layers(self, start: int = 0) -> Layers:
+        """Keys and values of each layer, of shape (1, H, K - start, D)."""
+        return [(layer.keys[..., start:, :], layer.values[..., start:, :]) for layer in self._cache.layers]
 
     def _crop(self, length: int) -> None:
-        surplus = len(self._owner_K) - length
-        if surplus > 0:
-            self._cache.crop(-surplus)  # negative: how many tokens to remove
-            self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
+        self._cache.crop(length - len(self._owner_K))  # negative: how many tokens to remove
+        self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
 
     @torch.no_grad()
     def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
-        owner_Q, position_Q = torch.tensor(owners, device=self.device), torch.tensor(positions, device=self.device)
+        """Run the model over new tokens; the logits at those of index `last`, float32, shape (len(last), V)."""
+        owner_Q, position_Q = self._indices(owners), self._indices(positions)
         num_cached = len(self._owner_K)
         self._owner_K = torch.cat([self._owner_K, owner_Q])
         self._position_K = torch.cat([self._position_K, position_Q])
         index_K = torch.arange(len(self._owner_K), device=self.device)
         is_past_QK = index_K[None, :] <= num_cached + torch.arange(len(ids), device=self.device)[:, None]
-        is_visible_QK = (self._owner_K[None, :] == owner_Q[:, None]) | (self._owner_K == _SHARED)[None, :]
         output = self.model(
-            input_ids=torch.tensor([ids], device=self.device),
+            input_ids=self._indices(ids)[None],
             position_ids=position_Q[None],
-            attention_mask=self._masks(is_past_QK & is_visible_QK, position_Q),
+            attention_mask=self._masks(is_past_QK & self._is_visible(owners, owner_Q), position_Q),
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=torch.tensor(last, device=self.device),
+            logits_to_keep=self._indices(last),
         )
         logits_BV: torch.Tensor = output.logits[0].float()
         return logits_BV
+
+    def _is_visible(self, owners: list[int], owner_Q: torch.Tensor) -> torch.Tensor:
+        """Which cached tokens are the policy's, a branch's own, or its parent's; bool, shape (Q, K)."""
+        is_visible_QK = (self._owner_K[None, :] == owner_Q[:, None]) | (self._owner_K == _SHARED)[None, :]
+        parents = [None if owner == _SHARED else self._parents[owner] for owner in owners]
+        if any(parent is not None for parent in parents):
+            parent_Q = self._indices([_SHARED if parent is None else parent for parent in parents])
+            is_visible_QK |= self._owner_K[None, :] == parent_Q[:, None]
+        return is_visible_QK
 
     def _masks(self, is_visible_QK: torch.Tensor, position_Q: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """The mask of all layers, or one for each kind of layer where only some have a sliding window."""
@@ -98,3 +186,19 @@ class TreeDecoder:
         if getattr(self.model.config.get_text_config(), "layer_types", None) is None:
             return windowed
         return {"full_attention": is_visible_QK[None, None], "sliding_attention": windowed}
+
+    def _indices(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+
+def _blocks(prompts: Sequence[list[int]]) -> list[dict[int, list[int]]]:
+    """Consecutive prompts by their index, in groups of at most BLOCK_TOKENS tokens; a longer one stands alone."""
+    blocks: list[dict[int, list[int]]] = []
+    room = 0
+    for index, ids in enumerate(prompts):
+        if len(ids) > room:
+            blocks.append({})
+            room = BLOCK_TOKENS
+        blocks[-1][index] = ids
+        room -= len(ids)
+    return blocks

@@ -18,9 +18,9 @@ from guardtrain.data.template import GuardTemplate
 from guardtrain.distributed.mirror import Mirror
 from guardtrain.distributed.preemption import StopReason
 from guardtrain.errors import TrainingError
-from guardtrain.evaluate.calibration import calibrate_on_rows
+from guardtrain.evaluate.calibration import calibrate_guard
 from guardtrain.evaluate.report import evaluate_shown
-from guardtrain.evaluate.runner import Evaluation, scores_of
+from guardtrain.evaluate.runner import Evaluation
 from guardtrain.inference.guards import Guard, load_guard
 from guardtrain.model.loss import chunkable_head, pack_loss_sum
 from guardtrain.train.folder import RunFolder
@@ -108,10 +108,10 @@ def _measure(job: Job, summary: dict[str, Any], console: Console) -> Outcome:
     held_out = measured_rows(job.rows, settings.max_rows, seed=job.recipe.data.seed)
     scorer = guard.scorer(settings.pack_tokens)
     evaluation = evaluate_shown("measure the guard", scorer, held_out, job.modes, console=console)
-    scores = {str(mode): scores_of(evaluation.scored, mode) for mode in job.modes}
-    calibration = calibrate_on_rows(scores, held_out, settings.target_fpr, ["the run's held-out rows"])
-    evaluation = evaluation.at(calibration.thresholds)
-    dataclasses.replace(guard.settings, calibration=calibration).write(job.folder.model)
-    measured = {"held_out": evaluation.to_json(), "thresholds": calibration.thresholds}
+    calibrated = calibrate_guard(guard.settings, evaluation, settings.target_fpr, ["the run's held-out rows"])
+    calibrated.write(job.folder.model)
+    assert calibrated.calibration is not None
+    evaluation = evaluation.calibrated(calibrated.calibration)
+    measured = {"held_out": evaluation.to_json(), "thresholds": calibrated.thresholds}
     summary = {**summary, "collapsed": guard.settings.collapsed, **measured}
-    return Outcome(job.folder, True, summary, guard, evaluation)
+    return Outcome(job.folder, True, summary, dataclasses.replace(guard, settings=calibrated), evaluation)

@@ -293,7 +293,9 @@ def trained_modes(recipe: Recipe, train: Sequence[Example]) -> tuple[str, ...]:
 def evaluation_modes(recipe: Recipe, train: Sequence[Example]) -> list[EvaluationMode]:
     """The recipe's evaluation modes, less those that are not trained. Raises ConfigError when none is left."""
     trained = set(trained_modes(recipe, train))
-    modes = [mode for mode in recipe.evaluate.modes if (trained == {"off", "on"} if mode == "both" else mode in trained)]
+    modes: list[EvaluationMode] = [
+        mode for mode in recipe.evaluate.modes if (trained == {"off", "on"} if mode == "both" else mode in trained)
+    ]
     if not modes:
         found = f"{list(recipe.evaluate.modes)}, trained {sorted(trained)}"
         raise ConfigError("no mode is both trained and measured", where="evaluate.modes", expected="a trained mode", found=found)

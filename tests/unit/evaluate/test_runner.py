@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import POLICY, guard_row
 
 from guardtrain.data.template import GuardTemplate
-from guardtrain.errors import DataError
-from guardtrain.evaluate.runner import choose_thresholds, evaluate, run_modes, scores_of
+from guardtrain.errors import ConfigError, DataError
+from guardtrain.evaluate.cascade import Cascade
+from guardtrain.evaluate.runner import evaluate, run_modes, scores_of
 from guardtrain.evaluate.scores import measure
+from guardtrain.inference.calibration import Calibration, ModeCalibration
 from guardtrain.inference.scorer import Scored, Scorer
 from guardtrain.types import Mode
 
@@ -65,6 +69,7 @@ def test_a_tiny_model_is_measured_in_every_mode(scorer: Scorer) -> None:
     for mode, measures in evaluation.measures.items():
         assert measures.rows == 5
         assert measures.malicious == 2
+        assert measures.parse_failures == 5, "a random model never writes a label"
         assert measures.auroc == measure(scores_of(evaluation.scored, mode), evaluation.is_malicious_N).auroc
     figures = evaluation.to_json()
     assert json.loads(json.dumps(figures)) == figures
@@ -110,21 +115,27 @@ def test_a_verdict_that_would_not_parse_counts_in_the_modes_that_need_it() -> No
     assert measures["both"].recall == 0.5
 
 
-def test_chosen_thresholds_keep_the_rate() -> None:
-    rng = np.random.default_rng(1)
-    rows = [guard_row(f"{a:.3f} {b:.3f}", label) for a, b, label in random_rows(rng, 300)]
-    evaluation = evaluate(FixedScorer(), rows, ["off", "on", "both"])
-    thresholds = choose_thresholds(evaluation, 0.05)
-    assert thresholds.keys() == {"off", "on", "both"}
-    again = evaluate(FixedScorer(), rows, ["off", "on", "both"], thresholds=thresholds)
-    for mode, measures in again.measures.items():
-        assert 0.03 < measures.false_positive_rate <= 0.05
-        assert measures.recall == evaluation.measures[mode].recall_at_5_fpr
+def test_a_calibration_gives_thresholds_and_probabilities() -> None:
+    modes: Any = {mode: ModeCalibration(temperature=2.0, bias=0.5, threshold=3.0) for mode in ("off", "on", "both")}
+    calibration = Calibration(method="rows", date="2026-01-31", modes=modes)
+    plain = evaluate(FixedScorer(), FIXED, ["off", "both"])
+    calibrated = evaluate(FixedScorer(), FIXED, ["off", "both"], calibration=calibration)
+    assert calibrated.measures == plain.calibrated(calibration).measures != plain.measures
+    for mode in ("off", "both"):
+        p_N = 1 / (1 + np.exp(-(plain.scores(mode) / 2 + 0.5)))
+        assert calibrated.measures[mode] == measure(plain.scores(mode), plain.is_malicious_N, threshold=3.0, p_malicious_N=p_N)
 
 
-def random_rows(rng: np.random.Generator, number: int) -> list[tuple[float, float, str]]:
-    labels = ["malicious" if n % 2 else "benign" for n in range(number)]
-    return [(*rng.normal(1.0 if label == "malicious" else 0.0, 1.0, 2), label) for label in labels]
+def test_a_cascades_probabilities_are_those_of_the_mode_that_decided() -> None:
+    off, both = (ModeCalibration(temperature=1.0, bias=bias, threshold=0.0) for bias in (0.0, 5.0))
+    calibration = Calibration(method="rows", date="2026-01-31", modes={"off": off, "both": both})
+    judged = evaluate(FixedScorer(), FIXED, ["both", "cascade"], calibration=calibration, cascade=Cascade(0.0, 4.0)).judged("cascade")
+    scored = evaluate(FixedScorer(), FIXED, ["off", "both"])
+    is_escalated_N = (scored.scores("off") >= 0) & (scored.scores("off") < 4)
+    assert is_escalated_N.any()
+    assert not is_escalated_N.all()
+    expected_N = np.where(is_escalated_N, both.probabilities(scored.scores("both")), off.probabilities(scored.scores("off")))
+    assert judged.p_malicious_N == pytest.approx(expected_N)
 
 
 def test_no_rows_are_refused() -> None:
@@ -136,3 +147,48 @@ def test_rows_of_one_class_have_their_own_rates() -> None:
     measures = evaluate(FixedScorer(), FIXED[:1], ["off"]).measures["off"]
     assert (measures.rows, measures.auroc) == (1, None)
     assert (measures.recall is None) != (measures.false_positive_rate is None)
+
+
+# --- the cascade
+
+
+def test_only_escalated_rows_pay_for_a_reason(scorer: Scorer) -> None:
+    """A real scorer: clear rows have no reason and no score in mode on, escalated ones those of a run in both modes."""
+    full = evaluate(scorer, ROWS, ["off", "on", "both"])
+    ordered = sorted(full.scores("off"))
+    cascade = Cascade(ordered[1], ordered[3])
+    thresholds = {"off": ordered[2], "both": 0.5}
+    evaluation = evaluate(scorer, ROWS, ["off", "cascade"], thresholds=thresholds, cascade=cascade)
+    escalated = [cascade.escalates(score) for score in full.scores("off")]
+    assert sum(escalated) == 2
+    assert [row.reason is not None for row in evaluation.scored] == escalated
+    assert [Mode.ON in row.scores for row in evaluation.scored] == escalated
+    assert evaluation.escalation_rate == 2 / 5
+    for row, complete in zip(evaluation.scored, full.scored, strict=True):
+        if row.reason is not None:
+            assert row.reason == complete.reason
+            assert row.scores[Mode.ON] == pytest.approx(complete.scores[Mode.ON], abs=1e-4)
+    whole = evaluate(scorer, ROWS, ["both", "cascade"], thresholds=thresholds, cascade=cascade)
+    assert evaluation.scores("cascade") == pytest.approx(whole.scores("cascade"), abs=1e-4)
+    assert evaluation.measures["cascade"].threshold == 0.0
+    assert evaluation.to_json()["cascade"] == {**cascade.to_json(), "escalation_rate": 0.4}
+    assert json.loads(json.dumps(evaluation.to_json())) == evaluation.to_json()
+
+
+def test_a_cascade_is_parsed_where_the_modes_that_decided_are() -> None:
+    naturals = {
+        "1 9": {Mode.OFF: True, Mode.ON: False},
+        "5 -1": {Mode.OFF: True, Mode.ON: False},
+        "-10 1": {Mode.OFF: False, Mode.ON: True},
+    }
+    evaluation = evaluate(FixedScorer(naturals), FIXED, ["both", "cascade"], cascade=Cascade(0.0, 4.0))
+    assert evaluation.measures["cascade"].parse_failures == 2, "5 is clear, 1 is escalated, -10 is clear and has no verdict"
+    assert evaluation.scores("cascade").tolist() == [5.0, -10.0, 2.0, 5.0]
+    moved = evaluation.at({"off": 4.0, "both": 3.0})
+    assert moved.scores("cascade").tolist() == [1.0, -14.0, -1.0, 2.0]
+    assert moved.measures["cascade"].threshold == 0.0
+
+
+def test_a_cascade_without_a_band_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a calibrated guard"):
+        evaluate(FixedScorer(), FIXED, ["cascade"])

@@ -151,12 +151,26 @@ def test_a_row_without_a_score_is_wrong_in_every_measure(rows: list[tuple[int, b
     """No input makes an answer that cannot be read count as benign, nor as malicious."""
     scores_N, labels_N, parsed_N = arrays(rows)
     got = measure(np.where(parsed_N, scores_N, np.nan), labels_N, threshold=threshold, is_parsed_N=parsed_N)
-    worst_N = np.where(parsed_N, scores_N, np.where(labels_N, -100.0, 100.0))
+    worst_N = np.where(parsed_N, scores_N, np.where(labels_N, -100.0, 100.0) - np.arange(len(rows)) / 100)
     worst = measure(worst_N, labels_N, threshold=threshold)
     for key in ("auroc", "auprc", "f1", "mcc", "recall", "false_positive_rate", "flagged", "recall_at_1_fpr", "recall_at_5_fpr"):
         assert getattr(got, key) == pytest.approx(getattr(worst, key)), key
     assert got.brier == pytest.approx(worst.brier)
     assert got.parse_failures == (~parsed_N).sum()
+
+
+@given(rows=rows_strategy, threshold=st.integers(-6, 6), spoilt=st.integers(0, 59))
+def test_losing_a_verdict_never_helps(rows: list[tuple[int, bool, bool]], threshold: float, spoilt: int) -> None:
+    """Whatever the row's class and score: no figure gets better."""
+    scores_N, labels_N, parsed_N = arrays(rows)
+    fewer_N = parsed_N & (np.arange(len(rows)) != spoilt % len(rows))
+    before, after = (
+        measure(np.where(each, scores_N, np.nan), labels_N, threshold=threshold, is_parsed_N=each) for each in (parsed_N, fewer_N)
+    )
+    for key in ("auroc", "auprc", "f1", "mcc", "recall", "recall_at_1_fpr", "recall_at_5_fpr"):
+        assert getattr(after, key) <= getattr(before, key) + 1e-12, key
+    assert after.false_positive_rate >= before.false_positive_rate
+    assert after.brier >= before.brier - 1e-12
 
 
 def test_the_calibration_error_by_hand() -> None:
