@@ -29,7 +29,8 @@ def on_ranks(number: int, what: str, cases: dict[str, Any], folder: Path) -> dic
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     shared = {**rank_environment(), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"ACCELERATE_USE_DEEPSPEED": "true"}
+    # What is freed goes back to the system at once: glibc would keep some of it, more or less from one run to the next.
+    shared |= {"ACCELERATE_USE_DEEPSPEED": "true", "MALLOC_MMAP_THRESHOLD_": str(MEGABYTE)}
     command = [sys.executable, str(RANK), what, str(folder)]
     ranks = [
         subprocess.Popen(
