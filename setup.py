@@ -38,7 +38,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["guardtrain", "guardtrain.*"]),
-    package_data={"guardtrain": ["recipes/*.yaml", "plan/models/*.json", "starter/*.jsonl", "starter/hard/*.jsonl", "py.typed"]},
+    package_data={
+        "guardtrain": [
+            "recipes/*.yaml",
+            "plan/models/*.json",
+            "starter/*.jsonl",
+            "starter/hard/*.jsonl",
+            "evaluate/reporting/report.css",
+            "py.typed",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",

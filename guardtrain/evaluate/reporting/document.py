@@ -35,7 +35,7 @@ class Bullets:
 class Warned:
     """What the reader should know before trusting a figure."""
 
-    text: str
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,9 @@ from guardtrain.evaluate.reporting.text import label, percent
 from guardtrain.evaluate.scores import CALIBRATION_BINS, RULE_OF_THREE, Judged, calibration_bin
 from guardtrain.types import Label
 
-# Colours that stand for the page's own (report.css), which CSS tells apart for light and dark; told apart also by line and marker.
-PAGE_COLOURS = {f"#0000{number:02x}": f"var(--{name})" for number, name in enumerate(
-    ("ink", "muted", "grid", "shade", "off", "on", "both", "cascade", "control-1", "control-2", "control-3", "bad", "good"), start=1
-)}  # fmt: skip
+# Stand for the page's own colours (report.css), of which there are light and dark ones; line and marker tell lines apart too.
+NAMES = ("ink", "muted", "grid", "shade", "off", "on", "both", "cascade", "control-1", "control-2", "control-3", "bad", "good")
+PAGE_COLOURS = {f"#0000{number:02x}": f"var(--{name})" for number, name in enumerate(NAMES, start=1)}
 HEX = {colour[6:-1]: code for code, colour in PAGE_COLOURS.items()}
 STYLES: dict[str, dict[str, Any]] = {
     "off": {"color": HEX["off"], "linestyle": "--", "marker": "s"},
@@ -78,13 +77,13 @@ def roc_picture(each: SetReport) -> Picture | None:
     unsure = min(1.0, RULE_OF_THREE / each.benign)
     axes.axvspan(left, unsure, color=HEX["shade"], linewidth=0)
     axes.text(left * 1.1, 1.015, f"too few benign rows below {percent(unsure)}", color=HEX["muted"], fontsize=8)
-    axes.axvline(0.01, color=HEX["muted"], linewidth=0.6, linestyle=":")
+    axes.axvline(0.01, color=HEX["muted"], linewidth=1, linestyle=":")
     for name, measures in each.measures.items():
         style = style_of(each, name)
         line = {key: style[key] for key in ("color", "linestyle")}
         said = f"{label(name, 28)} (AUROC {measures.auroc:.3f})"
         axes.plot(*roc_points(each.judges[name], left), drawstyle="steps-post", label=said, **line)
-        point = max(measures.false_positive_rate or 0.0, left), measures.recall
+        point = max(measures.false_positive_rate or 0.0, left), measures.recall or 0.0
         axes.plot(
             *point,
             color=style["color"],
@@ -170,21 +169,24 @@ def sources_picture(each: SetReport, mode: str) -> Picture | None:
     shares = dict(list(shares_by_source(each, mode).items())[:MOST_SOURCES])
     if len(shares) < 2:
         return None
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.24 * len(shares)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
     titles = {Label.MALICIOUS: "recall", Label.BENIGN: "false alarms"}
-    for axes, (each_label, title) in zip(panels, titles.items(), strict=True):
-        colour = HEX["bad" if each_label is Label.MALICIOUS else "good"]
+    found = [each_label for each_label in titles if any(each_label in of_class for of_class in shares.values())]
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.24 * len(shares)), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, each_label in zip(panels, found, strict=True):
+        most = 1.0 if each_label is Label.MALICIOUS else 0.02
         for place, of_class in enumerate(shares.values()):
             if each_label in of_class:
-                _bar(axes, place, of_class[each_label], colour)
-        axes.set(xlim=(0, 1), title=title)
+                _bar(axes, place, of_class[each_label], HEX["bad" if each_label is Label.MALICIOUS else "good"])
+                most = max(most, of_class[each_label].interval[1])
+        axes.set(xlim=(0, min(1, 1.05 * most)), title=titles[each_label])
+        axes.locator_params(axis="x", nbins=4)
         axes.xaxis.set_major_formatter(_percent_tick)
         axes.grid(axis="x", color=HEX["grid"], linewidth=0.5)
         axes.set_axisbelow(True)
     panels[0].set_yticks(range(len(shares)), [label(source, 26) for source in shares])
     panels[0].invert_yaxis()
-    caption = f"Flagged by source in mode {mode} at the frozen threshold, with 95 % intervals."
+    caption = f"By source in mode {mode} at the frozen threshold, with 95 % intervals. The two scales differ."
     return _picture(
         figure,
         f"sources-{each.name}",
@@ -255,7 +257,7 @@ def _panels(names: Sequence[str], rows_each: tuple[int, ...] = (1,)) -> tuple[Fi
     return figure, panels
 
 
-def _percent_tick(value: float, _: int) -> str:
+def _percent_tick(value: float, _: float) -> str:
     return f"{100 * value:.0f} %"
 
 

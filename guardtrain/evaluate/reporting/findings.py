@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from guardtrain.evaluate.bootstrap import CONFIDENCE
 from guardtrain.evaluate.reporting.data import Report, SetReport, parsed
 from guardtrain.evaluate.reporting.text import count, percent
-from guardtrain.evaluate.scores import RULE_OF_THREE, Interval, too_few_benign
+from guardtrain.evaluate.scores import RULE_OF_THREE, Interval, Measures, too_few_benign
 from guardtrain.types import GuardExample, Label
 
 WORST = 20
@@ -19,16 +19,16 @@ WORST = 20
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`flagged` of `rows`, with the 95 % Wilson interval, which also holds for few rows and for shares of 0 and 1."""
+    """`count` of `rows`, with the 95 % Wilson interval, which also holds for few rows and for shares of 0 and 1."""
 
-    flagged: int
+    count: int
     rows: int
     interval: Interval
 
     @property
     def value(self) -> float:
         """As a fraction."""
-        return self.flagged / self.rows
+        return self.count / self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,20 @@ def status(report: Report) -> str:
     return f"{said}; {', '.join(same)} is the calibration set itself: its rates at the threshold are no evidence"
 
 
-def share(is_flagged_N: np.ndarray) -> Share:
+def share(is_counted_N: np.ndarray) -> Share:
     """Of at least one row."""
-    flagged, rows = int(is_flagged_N.sum()), len(is_flagged_N)
-    exact = binomtest(flagged, rows).proportion_ci(CONFIDENCE, method="wilson")
-    return Share(flagged, rows, (float(exact.low), float(exact.high)))
+    counted, rows = int(is_counted_N.sum()), len(is_counted_N)
+    wilson = binomtest(counted, rows).proportion_ci(CONFIDENCE, method="wilson")
+    return Share(counted, rows, (float(wilson.low), float(wilson.high)))
 
 
 def shares_by_source(each: SetReport, name: str) -> dict[str, dict[Label, Share]]:
-    """What a mode or control flags of each class of each source, at its threshold; sources in order of their rows."""
+    """Malicious rows found and false alarms of each source, at the threshold of a mode or control; the largest source first.
+
+    As in `Measures`, a row without a verdict is wrong, whatever its score.
+    """
     sources_N = np.array([example.source for example in each.examples], dtype=object)
-    is_flagged_N = each.judges[name].is_flagged_N
+    is_flagged_N = each.judges[name].is_correct_N == each.is_malicious_N
     found: dict[str, dict[Label, Share]] = {}
     for source in sorted(set(sources_N), key=lambda source: (-(sources_N == source).sum(), source)):
         of_class = {Label.MALICIOUS: each.is_malicious_N, Label.BENIGN: ~each.is_malicious_N}
@@ -96,18 +99,19 @@ def set_warnings(each: SetReport) -> Iterator[str]:
             rate = percent(measures.parse_failures / measures.rows)
             failed = f"no verdict of its own on {count(measures.parse_failures, 'row')} ({rate})"
             yield f"{name}: {failed}, which count as errors at the threshold"
-    yield from _without_width(each)
+    yield from without_width(each.measures)
 
 
-def _without_width(each: SetReport) -> Iterator[str]:
-    """A bootstrap of rows that are all alike says nothing of rows that were not drawn."""
+def without_width(measures: Mapping[str, Measures]) -> Iterator[str]:
+    """Rates of 0 and 1, by mode or control: a bootstrap of rows that are all alike says nothing of rows that were not drawn."""
+    first = next(iter(measures.values()))
     for key, rows, none, every in (
-        ("false_positive_rate", each.benign, "no false alarm", "nothing but false alarms"),
-        ("recall", each.malicious, "nothing found", "nothing missed"),
+        ("false_positive_rate", first.benign, "no false alarm", "nothing but false alarms"),
+        ("recall", first.malicious, "nothing found", "nothing missed"),
     ):
         for value, what in ((0, none), (1, every)):
-            names = [name for name, measures in each.measures.items() if getattr(measures, key) == value]
-            if names and rows:
+            names = [name for name, each in measures.items() if getattr(each, key) == value]
+            if names:
                 off = percent(min(1.0, RULE_OF_THREE / rows))
                 yield f"{', '.join(names)}: {what} in {count(rows, 'row')}; the true rate may still be {off} away from that"
 
@@ -120,7 +124,7 @@ def worst_mistakes(report: Report) -> list[Mistake]:
 
 def _mistakes(each: SetReport, mode: str) -> Iterator[Mistake]:
     judged = each.judged[mode]
-    for row in np.flatnonzero(~judged.is_correct_N & parsed(judged)):
+    for row in np.flatnonzero(~judged.is_correct_N & parsed(judged)).tolist():
         score = float(judged.scores_N[row])
         reason = each.reasons[row] if each.reasons else None
         probability, margin = float(judged.probabilities_N[row]), abs(score - judged.threshold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 
@@ -83,9 +84,9 @@ def _block(block: Block) -> str:
         case Paragraph():
             return f"<p>{_paragraph(block)}</p>"
         case Bullets(items):
-            return f"<ul>{''.join(f'<li>{_paragraph(item)}</li>' for item in items)}</ul>"
-        case Warned(text):
-            return f'<p class="warning"><strong>Careful:</strong> {_text(text)}</p>'
+            return _list(map(_paragraph, items))
+        case Warned(texts):
+            return f'<div class="warning"><strong>Careful:</strong>{_list(_text(text) for text in texts)}</div>'
         case Quote(text):
             return f'<blockquote dir="auto">{_text(text)}</blockquote>'
         case Tiles(tiles):
@@ -100,6 +101,10 @@ def _block(block: Block) -> str:
             return f'<ol class="cases">{"".join(map(_case, cases))}</ol>'
 
 
+def _list(items: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
+
+
 def _paragraph(paragraph: Paragraph) -> str:
     lead = f"<strong>{_text(paragraph.lead)}</strong> " if paragraph.lead else ""
     return f"{lead}{_text(paragraph.text)}"
@@ -107,8 +112,8 @@ def _paragraph(paragraph: Paragraph) -> str:
 
 def _tile(tile: Tile) -> str:
     figures = "".join(
-        f'<p class="figure"><span class="large">{_text(estimate.value)}</span> <span>{_text(name)}</span> {_interval(estimate)}</p>'
-        for name, estimate in tile.figures
+        f'<p class="figure"><span class="large">{_text(value.value)}</span> <span>{_text(name)}</span> {_interval(value)}</p>'
+        for name, value in tile.figures
     )
     return f'<div class="tile"><h3>{_text(tile.title)}</h3>{figures}<p class="note">{_text(tile.note)}</p></div>'
 
@@ -127,7 +132,7 @@ def _table(table: Table) -> str:
     caption = _text(table.caption)
     # A region that scrolls must be reached by keyboard, and named.
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption><span>{caption}</span></caption>'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
     )
 

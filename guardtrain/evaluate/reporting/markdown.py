@@ -46,8 +46,8 @@ def _block(block: Block) -> str:
             return _paragraph(block)
         case Bullets(items):
             return "\n".join(f"- {_paragraph(item)}" for item in items)
-        case Warned(text):
-            return f"> **Careful:** {markdown(text)}"
+        case Warned(texts):
+            return "\n".join(["> **Careful:**", ">", *(f"> - {markdown(text)}" for text in texts)])
         case Quote(text):
             return f"> “{markdown(text)}”"
         case Tiles(tiles):

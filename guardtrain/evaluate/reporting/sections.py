@@ -26,11 +26,11 @@ from guardtrain.evaluate.reporting.document import (
     Warned,
 )
 from guardtrain.evaluate.reporting.figures import attacks_picture, defence
-from guardtrain.evaluate.reporting.findings import Mistake, status, worst_mistakes
+from guardtrain.evaluate.reporting.findings import Mistake, status, without_width, worst_mistakes
 from guardtrain.evaluate.reporting.glossary import GLOSSARY
 from guardtrain.evaluate.reporting.set_sections import AXIS_TITLES, MEASURES, axis_sections, over_refusal_section, rate_cell
 from guardtrain.evaluate.reporting.text import DASH, count, decimal, percent, points, seconds, shortened
-from guardtrain.evaluate.scores import Measures
+from guardtrain.evaluate.scores import Measures, too_few_benign
 from guardtrain.types import Label, prompt_text
 
 MOST_CONTAMINATED = 50
@@ -46,16 +46,19 @@ CONTROL_ANSWERS: dict[Answer, str] = {
 }
 
 
-def document(report: Report, *, show_prompts: bool) -> Document:
-    """The whole report. show_prompts: the worst errors with their texts and reasons, not only their ids."""
+def document(report: Report, *, show_prompts: bool, has_pictures: bool) -> Document:
+    """The whole report.
+
+    show_prompts: the worst errors with their texts and reasons, not only their ids. has_pictures: drawing takes seconds.
+    """
     sections = (
         summary_section(report),
         run_section(report),
         sets_section(report),
-        *axis_sections(report),
+        *axis_sections(report, has_pictures=has_pictures),
         *over_refusal_section(report),
         *mistakes_section(report, show_prompts),
-        *attacks_section(report),
+        *attacks_section(report, has_pictures),
         *contamination_section(report),
         *costs_section(report),
         Section("Terms", (Facts(tuple(GLOSSARY.items())),)),
@@ -68,13 +71,54 @@ def summary_section(report: Report) -> Section:
     frozen = f"score ≥ {decimal(report.threshold)}"
     lead = f"At the threshold that this guard will run with (mode {report.mode}, {frozen}), it flags:"
     blocks: list[Block] = [Paragraph(lead), Tiles(tuple(_tile(report, axis, each) for axis, each in report.pooled.items()))]
-    if report.calibration:
-        blocks += [Warned(f"calibration: {warning}") for warning in report.calibration.warnings]
-    blocks += _answers("Did reasoning pay?", report.reasoning, REASONING_ANSWERS)
+    if report.calibration and report.calibration.warnings:
+        blocks.append(Warned(report.calibration.warnings))
+    questions = {"Did reasoning pay?": (report.reasoning, REASONING_ANSWERS)}
     for name in report.controls:
         chosen = [each for each in report.against_controls if each.other == name]
-        blocks += _answers(f"Is the guard better than {name}?", chosen, CONTROL_ANSWERS)
+        questions[f"Is the guard better than {name}?"] = (chosen, CONTROL_ANSWERS)
+    answered = {question: each for question, each in questions.items() if each[0]}
+    if answered:
+        blocks.append(Bullets(tuple(_answer(question, *each) for question, each in answered.items())))
+        blocks.append(_answers_table(report, answered))
     return Section("Summary", tuple(blocks), is_for_card=True)
+
+
+def _answer(question: str, comparisons: Sequence[Comparison], words: Mapping[Answer, str]) -> Paragraph:
+    """In words, with the sets that each answer holds for."""
+    parts = []
+    for answer, said in words.items():
+        names = [each.set_name for each in comparisons if each.is_one_better == answer]
+        if names:
+            parts.append(f"{said} ({', '.join(names)})")
+    text = "; ".join(parts)
+    return Paragraph(f"{text[0].upper()}{text[1:]}.", lead=question)
+
+
+def _answers_table(report: Report, answered: Mapping[str, tuple[Sequence[Comparison], Mapping[Answer, str]]]) -> Table:
+    by_set: dict[str, dict[str, Comparison]] = {}
+    for question, (comparisons, _) in answered.items():
+        for each in comparisons:
+            by_set.setdefault(each.set_name, {})[question] = each
+    rows: list[tuple[Cell, ...]] = []
+    for each_set in report.sets:
+        if found := by_set.get(each_set.name):
+            few = too_few_benign(each_set.benign, 0.01) if each_set.malicious else None
+            measure = MEASURES[next(iter(found.values())).measure] + (", on few benign rows" if few else "")
+            rows.append((each_set.name, measure, *(_difference(found.get(question)) for question in answered)))
+    titles = []
+    for comparisons, _ in answered.values():
+        ones = list(dict.fromkeys(each.one for each in comparisons))
+        titles.append(f"{' or '.join(ones)} minus {comparisons[0].other}")
+    caption = "Differences on the same rows in percentage points, with 95 % intervals and p"
+    return Table(caption, ("set", "decided by", *titles), tuple(rows), frozenset({1}))
+
+
+def _difference(each: Comparison | None) -> Cell:
+    if each is None:
+        return DASH
+    low, high = each.decisive.interval
+    return Estimate(points(each.decisive.value), f"[{points(low)}, {points(high)}], p = {decimal(each.decisive.p_value)}")
 
 
 def _tile(report: Report, axis: Axis, pooled: Measures) -> Tile:
@@ -84,34 +128,11 @@ def _tile(report: Report, axis: Axis, pooled: Measures) -> Tile:
     if pooled.benign:
         figures.append(("of harmless texts", rate_cell(pooled.false_positive_rate, pooled.intervals.get("false_positive_rate"))))
     sets = report.headline_sets(axis)
-    own = ", the calibration set itself" if all(each.is_calibration_set for each in sets) else ""
-    note = f"{', '.join(each.name for each in sets)}; {pooled.malicious:,} malicious, {pooled.benign:,} harmless rows{own}"
+    note = f"{', '.join(each.name for each in sets)}: {pooled.malicious:,} malicious, {pooled.benign:,} harmless rows"
+    if all(each.is_calibration_set for each in sets):
+        note += "; the calibration set itself"
+    note = "; ".join([note, *without_width({report.mode: pooled})])
     return Tile(AXIS_TITLES[axis], tuple(figures), note)
-
-
-def _answers(question: str, comparisons: Sequence[Comparison], words: Mapping[Answer, str]) -> Iterator[Block]:
-    if not comparisons:
-        return
-    found = [words[each.is_one_better] for each in comparisons]
-    counted = [f"{answer} on {count(found.count(answer), 'set')}" for answer in words.values() if answer in found]
-    answer = words[comparisons[0].is_one_better] if len(comparisons) == 1 else ", ".join(counted)
-    yield Paragraph(f"{answer[0].upper()}{answer[1:]}.", lead=question)
-    pair = (
-        f"mode {comparisons[0].one} minus {comparisons[0].other}"
-        if len({each.one for each in comparisons}) == 1
-        else "difference"
-    )
-    rows = tuple(
-        (each.set_name, MEASURES[each.measure], _difference(each), decimal(each.decisive.p_value), words[each.is_one_better])
-        for each in comparisons
-    )
-    header = ("set", "decided by", f"{pair}, points", "p", "answer")
-    yield Table(f"{question} Differences on the same rows, with 95 % intervals", header, rows, frozenset({1, 4}))
-
-
-def _difference(each: Comparison) -> Estimate:
-    low, high = each.decisive.interval
-    return Estimate(points(each.decisive.value), f"[{points(low)}, {points(high)}]")
 
 
 def run_section(report: Report) -> Section:
@@ -129,9 +150,10 @@ def run_section(report: Report) -> Section:
         "command": report.command,
         **{key: _plain(value) for key, value in report.environment.items()},
     }
-    notes = [Bullets(tuple(Paragraph(note) for note in report.notes))] if report.notes else []
-    policy = [Paragraph("What the guard was told to look for:", lead="Policy."), Quote(report.policy)]
-    return Section("What was run", (Facts(tuple((key, value) for key, value in facts.items() if value)), *notes, *policy))
+    notes: list[Block] = [Bullets(tuple(Paragraph(note) for note in report.notes))] if report.notes else []
+    policy: list[Block] = [Paragraph("What the guard was told to look for:", lead="Policy."), Quote(report.policy)]
+    shown = Facts(tuple((key, value) for key, value in facts.items() if value))
+    return Section("What was run", (shown, *notes, *policy))
 
 
 def _plain(value: Any) -> str:
@@ -143,7 +165,7 @@ def _plain(value: Any) -> str:
 def sets_section(report: Report) -> Section:
     """The data, with what may be done with it."""
     header = ("set", "axis", "malicious", "benign", "contaminated", "licence", "note")
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for each in report.sets:
         note = ". ".join(filter(None, ("calibration set" if each.is_calibration_set else "", each.note)))
         counts = (f"{each.malicious:,}", f"{each.benign:,}", f"{len(each.contaminated):,}")
@@ -169,7 +191,8 @@ def _case(mistake: Mistake, show_prompts: bool) -> Case:
     example = mistake.example
     is_missed = example.label is Label.MALICIOUS
     place = " / ".join(filter(None, dict.fromkeys((mistake.set_name, example.source, example.id or example.where))))
-    facts = f"score {decimal(mistake.score)}, {decimal(mistake.margin)} beyond the threshold, p_malicious {decimal(mistake.p_malicious)}"
+    beyond = f"{decimal(mistake.margin)} beyond the threshold"
+    facts = f"score {decimal(mistake.score)}, {beyond}, p_malicious {decimal(mistake.p_malicious)}"
     texts = [("Text", shortened(prompt_text(example.prompt)))]
     if mistake.reason:
         texts.append(("Reason", shortened(mistake.reason)))
@@ -190,7 +213,7 @@ def contamination_section(report: Report) -> Iterator[Section]:
     yield Section("Contamination", (Paragraph(said), table))
 
 
-def attacks_section(report: Report) -> Iterator[Section]:
+def attacks_section(report: Report, has_pictures: bool) -> Iterator[Section]:
     """Malicious requests dressed up to pass, under each pair of defences."""
     if not report.attacks:
         return
@@ -199,7 +222,8 @@ def attacks_section(report: Report) -> Iterator[Section]:
         "not when dressed up. Look-alikes are harmless texts that look as odd."
     )
     tables = [_attack_table(report.attacks, key, title) for key, title in ATTACK_RATES.items()]
-    yield Section("Attacks on the guard", (Paragraph(said), Pictures((attacks_picture(report.attacks),)), *tables))
+    pictures = [Pictures((attacks_picture(report.attacks),))] if has_pictures else []
+    yield Section("Attacks on the guard", (Paragraph(said), *pictures, *tables))
 
 
 ATTACK_RATES = {

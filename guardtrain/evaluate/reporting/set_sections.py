@@ -40,24 +40,25 @@ AXIS_MEANINGS: dict[Axis, str] = {
 }
 
 
-def axis_sections(report: Report) -> Iterator[Section]:
+def axis_sections(report: Report, *, has_pictures: bool) -> Iterator[Section]:
     """A section for each axis that has sets, each followed by those of its sets."""
     for axis in AXES:
         sets = report.of_axis(axis)
         if sets:
             yield Section(AXIS_TITLES[axis], (Paragraph(AXIS_MEANINGS[axis]),), is_for_card=True)
         for each in sets:
-            yield from _set_sections(each, report)
+            yield _set_section(each, report, has_pictures)
 
 
-def _set_sections(each: SetReport, report: Report) -> Iterator[Section]:
+def _set_section(each: SetReport, report: Report, has_pictures: bool) -> Section:
     rows = f"{count(len(each.examples), 'row')}: {each.malicious:,} malicious, {each.benign:,} benign."
     left_out = f" {count(len(each.contaminated), 'row')} left out as contaminated." if each.contaminated else ""
     note = f" {each.note}" if each.note else ""
-    warned = [Warned(text) for text in set_warnings(each)]
-    blocks: list[Block] = [Paragraph(f"{rows}{left_out}{note}"), *warned, measures_table(each)]
-    pictures = Pictures(set_pictures(each, report.mode))
-    yield Section(each.name, (*blocks, pictures, *sources_tables(each, report.mode)), level=3, is_for_card=True)
+    warnings = tuple(set_warnings(each))
+    warned = [Warned(warnings)] if warnings else []
+    pictures = [Pictures(set_pictures(each, report.mode))] if has_pictures else []
+    blocks: list[Block] = [Paragraph(f"{rows}{left_out}{note}"), *warned, measures_table(each), *pictures]
+    return Section(each.name, (*blocks, *sources_tables(each, report.mode)), level=3, is_for_card=True)
 
 
 def measures_table(each: SetReport) -> Table:
@@ -97,11 +98,11 @@ def share_cells(found: Share | None) -> tuple[Cell, Cell]:
     """Counts, and the rate with its interval."""
     if found is None:
         return DASH, DASH
-    return f"{found.flagged:,} of {found.rows:,}", rate_cell(found.value, found.interval)
+    return f"{found.count:,} of {found.rows:,}", rate_cell(found.value, found.interval)
 
 
 def sources_tables(each: SetReport, mode: str) -> Iterator[Table]:
-    """What the guard flags of each source; nothing for a set of one source."""
+    """Malicious rows found and false alarms of each source; nothing for a set of one source."""
     shares = shares_by_source(each, mode)
     if len(shares) < 2:
         return
@@ -109,9 +110,9 @@ def sources_tables(each: SetReport, mode: str) -> Iterator[Table]:
         (source or "(unnamed)", *share_cells(of_class.get(Label.MALICIOUS)), *share_cells(of_class.get(Label.BENIGN)))
         for source, of_class in shares.items()
     )
-    header = ("source", "malicious flagged", "recall", "benign flagged", "false alarms")
+    header = ("source", "found", "recall", "alarms", "false-alarm rate")
     drawn = f" (the figure shows the {MOST_SOURCES} largest)" if len(shares) > MOST_SOURCES else ""
-    yield Table(f"{each.name}: flagged by source in mode {mode}, with 95 % intervals{drawn}", header, rows)
+    yield Table(f"{each.name}: each source in mode {mode} at the frozen threshold, with 95 % intervals{drawn}", header, rows)
 
 
 def over_refusal_section(report: Report) -> Iterator[Section]:

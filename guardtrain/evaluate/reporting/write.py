@@ -21,7 +21,7 @@ def write_report(report: Report, folder: Path, *, show_prompts: bool = True) -> 
     show_prompts: whether the worst errors are shown with their texts and reasons; report.json never holds any.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = document(report, show_prompts=show_prompts)
+    shown = document(report, show_prompts=show_prompts, has_pictures=True)
     text = json.dumps(report_json(report), indent=1, allow_nan=False) + "\n"
     for name, content in (("report.html", render_html(shown)), ("report.md", render_markdown(shown)), ("report.json", text)):
         (folder / name).write_text(content, encoding="utf-8")
@@ -29,7 +29,7 @@ def write_report(report: Report, folder: Path, *, show_prompts: bool = True) -> 
 
 def model_card_section(report: Report) -> str:
     """Markdown for a model card: the summary, the figures of every set, the costs; no prompt."""
-    return render_card(document(report, show_prompts=False))
+    return render_card(document(report, show_prompts=False, has_pictures=False))
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "reasoning": [each.to_json() for each in report.reasoning],
         "against_controls": [each.to_json() for each in report.against_controls],
         "over_refusal": [
-            {"set": each.name, "source": source, "flagged": {name: _share_json(found) for name, found in shares.items()}}
+            {"set": each.name, "source": source, "false_alarms": {name: _share_json(found) for name, found in shares.items()}}
             for each, source, shares in over_refusal(report)
         ],
         "worst_errors": [
@@ -86,7 +86,7 @@ def _set_json(each: SetReport, report: Report) -> dict[str, Any]:
         "is_calibration_set": each.is_calibration_set,
         "modes": {name: measures.to_json() for name, measures in each.measures.items() if name in each.judged},
         "controls": {name: measures.to_json() for name, measures in each.measures.items() if name in each.controls},
-        "flagged_by_source": {
+        "by_source": {
             source: {label.value: _share_json(found) for label, found in of_class.items()}
             for source, of_class in shares_by_source(each, report.mode).items()
         },
@@ -99,7 +99,7 @@ def _set_json(each: SetReport, report: Report) -> dict[str, Any]:
 
 def _share_json(found: Share) -> dict[str, Any]:
     return {
-        "flagged": found.flagged,
+        "count": found.count,
         "rows": found.rows,
         "value": round(found.value, DIGITS),
         "interval": [round(end, DIGITS) for end in found.interval],
