@@ -186,7 +186,8 @@ def sources_picture(each: SetReport, mode: str) -> Picture | None:
         axes.set_axisbelow(True)
     panels[0].set_yticks(range(len(shares)), [label(source, 26) for source in shares])
     panels[0].invert_yaxis()
-    caption = f"By source in mode {mode} at the frozen threshold, with 95 % intervals. The two scales differ."
+    differ = " The two scales differ." if len(found) > 1 else ""
+    caption = f"By source in mode {mode} at the frozen threshold, with 95 % intervals.{differ}"
     return _picture(
         figure,
         f"sources-{each.name}",
@@ -258,7 +259,7 @@ def _panels(names: Sequence[str], rows_each: tuple[int, ...] = (1,)) -> tuple[Fi
 
 
 def _percent_tick(value: float, _: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.3g} %"
 
 
 def _picture(figure: Figure, key: str, caption: str, described: str) -> Picture:

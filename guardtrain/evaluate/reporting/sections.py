@@ -118,7 +118,7 @@ def _difference(each: Comparison | None) -> Cell:
     if each is None:
         return DASH
     low, high = each.decisive.interval
-    return Estimate(points(each.decisive.value), f"[{points(low)}, {points(high)}], p = {decimal(each.decisive.p_value)}")
+    return Estimate(points(each.decisive.value), f"({points(low)} to {points(high)}), p = {decimal(each.decisive.p_value)}")
 
 
 def _tile(report: Report, axis: Axis, pooled: Measures) -> Tile:

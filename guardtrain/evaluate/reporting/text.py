@@ -16,7 +16,7 @@ _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(co
 _BLANK |= {chr(code) for code in range(0xE0100, 0xE01F0)}
 # Where a Markdown reader would see structure, markup, a link or a mention. Numbers of characters are the one escape that means
 # the same in a table cell, in a heading and in every dialect.
-_MARKDOWN = re.compile(r"[\\`*_\[\]<>|#~$!&@]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|#~$!&@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def visible(text: str) -> str:
@@ -68,12 +68,12 @@ def decimal(value: float | None) -> str:
 
 def percent_interval(low: float, high: float) -> str:
     """In per cent, without the sign."""
-    return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+    return f"({100 * low:.1f} to {100 * high:.1f})".replace("-", "−")
 
 
 def decimal_interval(low: float, high: float) -> str:
     """Three digits each."""
-    return f"[{low:.3f}, {high:.3f}]".replace("-", "−")
+    return f"({low:.3f} to {high:.3f})".replace("-", "−")
 
 
 def points(value: float) -> str:

@@ -109,10 +109,10 @@ def expected_rows(each: SetReport) -> list[list[str]]:
                 row.append("–")
             elif key in RATES:
                 assert ends
-                row.append(f"{100 * value:.1f} % [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]")
+                row.append(f"{100 * value:.1f} % ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})")
             else:
                 assert ends
-                row.append(f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]".replace("-", "−"))
+                row.append(f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})".replace("-", "−"))
         rows.append(row)
     return rows
 
@@ -146,7 +146,7 @@ def test_comparisons_are_those_of_the_bootstrap(report: Report, tree: Any, page:
     assert found["differences"]["recall_at_1_fpr"] == json.loads(json.dumps(expected.to_json()))
     row = next(row for row in page.rows if row[:2] == [first.name, "recall at 1 % FPR".replace(" %", "\N{NO-BREAK SPACE}%")])
     low, high = expected.interval
-    said = f"{100 * expected.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p = {expected.p_value:.3f}"
+    said = f"{100 * expected.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), p = {expected.p_value:.3f}"
     assert " ".join(row[2].split()) == said.replace("-", "−")
     assert len(tree["against_controls"]) == 2 * len(report.sets)
 
@@ -415,6 +415,12 @@ def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
 def test_markdown_escapes_read_as_the_text() -> None:
     assert unescape(markdown(HOSTILE)) == visible(HOSTILE)
     assert "|" not in markdown(HOSTILE)
+    assert markdown("held_out") == "held_out"
+    for text in ("_all_ of __this__", "a_", "*a* _ _b_", "x__y__"):
+        (_, inline, _) = MarkdownIt("commonmark").parse(markdown(text))
+        assert inline.children
+        assert "".join(child.content for child in inline.children) == text
+        assert {child.type for child in inline.children} <= {"text", "text_special"}
 
 
 def test_a_minimal_report_has_no_empty_part(tmp_path: Path) -> None:
