@@ -46,6 +46,7 @@ setup(
             "starter/*.jsonl",
             "starter/hard/*.jsonl",
             "evaluate/attacks/*.jsonl",
+            "evaluate/reporting/report.css",
             "py.typed",
         ]
     },
