@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import describe_environment
 from rich.console import Console
 from step_time import real_rows, write_guards
 
 from guardtrain.bench.step import StepOptions, bench_step, results_table
 from guardtrain.bench.work import policy_of_length
 from guardtrain.config import DataConfig, Recipe
+from guardtrain.environment import describe_environment
 from guardtrain.model.load import load_tokenizer
 from guardtrain.model.loss import loss_kernel
 from guardtrain.overrides import build_recipe, dump_recipe

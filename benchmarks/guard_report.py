@@ -3,10 +3,10 @@
     python benchmarks/guard_report.py random --shared ../shared --work runs/reports --out benchmarks/results
     python benchmarks/guard_report.py unseen --shared ../shared --work runs/reports --out benchmarks/results
 
-Both train SmolLM2-135M on the rows of train.jsonl that have a reason, as many without one, and the starter pairs; a guard of labels
-alone trains on the same rows. `random` is measured on dev.jsonl, whose sources are those of training: it flatters everybody.
-`unseen` leaves five upstream projects out of training and is measured on them. Thresholds are set on rows held out from training, never
-on the rows measured. What is there already is not trained again.
+Both train SmolLM2-135M on the rows of train.jsonl that have a reason, as many without one, and the starter pairs; a guard of
+labels alone trains on the same rows. `random` is measured on dev.jsonl, whose sources are those of training: it flatters
+everybody. `unseen` leaves five upstream projects out of training and is measured on them. Thresholds are set on rows held out
+from training, never on the rows measured. What is there already is not trained again.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def main() -> None:
     folder = args.work / args.split
     folder.mkdir(parents=True, exist_ok=True)
     train, held, test = random_split(args.shared / "data") if args.split == "random" else unseen_split(args.shared / "data")
-    files = {name: write_rows(rows, folder / f"{name}.jsonl") for name, rows in (("train", train), ("held", held), ("test", test))}
-    print({name: len(rows) for name, rows in (("train", train), ("held", held), ("test", test))}, flush=True)
+    parts = {"train": train, "held": held, "test": test}
+    print({name: len(rows) for name, rows in parts.items()}, flush=True)
+    files = {name: write_rows(rows, folder / f"{name}.jsonl") for name, rows in parts.items()}
     data = [f"data.train=[{files['train']}]", f"data.validation=[{files['held']}]"]
     for name, settings in GUARDS.items():
         if not (folder / name / "summary.json").is_file():

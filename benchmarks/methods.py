@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from environment import describe_environment
 from rich.console import Console
 
+from guardtrain.environment import describe_environment
 from guardtrain.overrides import build_recipe
 from guardtrain.train.job import build_job
 from guardtrain.train.trainer import PackTrainer

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import describe_environment
 
 from guardtrain.data.packing import Segment, plan_packs
 from guardtrain.data.template import GuardTemplate
+from guardtrain.environment import describe_environment
 from guardtrain.model.load import load_tokenizer
 from guardtrain.overrides import build_recipe
 from guardtrain.train.rows import build_template, build_tree, load_rows

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from environment import describe_environment
 
+from guardtrain.environment import describe_environment
 from guardtrain.overrides import load_recipe
 from guardtrain.plan.geometry import Geometry, read_geometry
 from guardtrain.plan.hardware import Cluster, Device, read_device

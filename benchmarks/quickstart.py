@@ -11,9 +11,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from environment import describe_environment
 from rich.console import Console
 
+from guardtrain.environment import describe_environment
 from guardtrain.overrides import load_recipe, recipe_to_tree
 from guardtrain.train.quickstart import run_quickstart
 

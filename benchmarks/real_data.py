@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import describe_environment
 from rich.console import Console
 
 from guardtrain.config import Recipe
 from guardtrain.data.template import GuardTemplate
+from guardtrain.environment import describe_environment
 from guardtrain.evaluate.baseline import tfidf_scores
 from guardtrain.evaluate.files import evaluate_files, flagged_by_source
 from guardtrain.evaluate.scores import measure

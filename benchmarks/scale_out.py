@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from environment import describe_environment
+from guardtrain.environment import describe_environment
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20

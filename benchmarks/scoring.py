@@ -27,9 +27,9 @@ from guardtrain.config import Source
 from guardtrain.data.sources import load_sources
 from guardtrain.data.splits import balanced_subset
 from guardtrain.environment import describe_environment
+from guardtrain.evaluate.calibration import calibrate_on_rows
 from guardtrain.evaluate.cascade import choose_cascade
 from guardtrain.evaluate.files import PACK_TOKENS
-from guardtrain.evaluate.calibration import calibrate_on_rows
 from guardtrain.evaluate.runner import Evaluation, evaluate
 from guardtrain.evaluate.speed import measure_latency
 from guardtrain.inference.guards import Guard, load_guard

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from environment import describe_environment
 from rich.console import Console
 
 from guardtrain.bench.step import StepOptions, bench_step, results_table
 from guardtrain.config import Source
 from guardtrain.data.sources import load_sources
+from guardtrain.environment import describe_environment
 from guardtrain.overrides import build_recipe
 from guardtrain.types import GuardExample, prompt_text
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import describe_environment
 from rich.console import Console
 
 from guardtrain.config import Source
 from guardtrain.data.sources import load_sources
 from guardtrain.data.splits import balanced_subset, split_validation
+from guardtrain.environment import describe_environment
 from guardtrain.evaluate.baseline import tfidf_scores
 from guardtrain.evaluate.runner import evaluate, scores_of
 from guardtrain.evaluate.scores import measure

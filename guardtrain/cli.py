@@ -16,7 +16,8 @@ import typer
 from guardtrain import __version__
 from guardtrain.bench.commands import bench_app
 from guardtrain.errors import ConfigError, GuardtrainError
-from guardtrain.options import AsJson, Overrides, check_writable, one_of, pairs, read_text
+from guardtrain.evaluate.commands import calibrate, evaluate, ladder
+from guardtrain.options import AsJson, Columns, Labels, Overrides, one_of, pairs
 from guardtrain.terminal import output, print_json, start
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ INTERRUPTED = 130
 # 2026-11: newer typer carries a click of its own; the public BadParameter leads to the right base class in every version.
 USAGE_ERROR: type[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
-Columns = Annotated[list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="For example prompt=instruction.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", metavar="THEIRS=OURS", help="For example jailbreak=malicious.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 AutoResume = Annotated[bool, typer.Option("--auto-resume", help="Resume where there is a checkpoint, else start anew.")]
 Check = Annotated[bool, typer.Option("--check", help="Look at the nodes and the disk, and train nothing.")]
@@ -180,48 +179,6 @@ def plan(
 
 
 @app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A run or model folder, an embedded name, or a Hugging Face id.")],
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Labelled rows: files, 'starter' or 'starter-hard'.")],
-    modes: Annotated[str | None, typer.Option(help="off, on, both, separated by commas. Default: the guard's.")] = None,
-    column: Columns = None,
-    label: Labels = None,
-    max_rows: Annotated[int | None, typer.Option(min=2, help="A seeded, balanced subset of the rows.")] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Replaces the guard's own limit.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="A text file with another policy than the guard's own.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json-file", help="Write the figures here.")] = None,
-    scores_file: Annotated[Path | None, typer.Option("--scores", help="Write id, label and scores of each row here.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score labelled rows and measure a guard: AUROC, AUPRC, F1, recall at 1 % and 5 % FPR."""
-    console = start()
-    from guardtrain.evaluate.files import evaluate_files, parse_modes
-    from guardtrain.evaluate.report import measures_table, write_scores
-
-    for option, file in (("--scores", scores_file), ("--json-file", json_file)):
-        check_writable(option, file)
-    result = evaluate_files(
-        model,
-        data,
-        parse_modes(modes) if modes is not None else None,
-        columns=pairs("--column", column),
-        labels=pairs("--label", label),
-        max_rows=max_rows,
-        max_prompt_tokens=max_prompt_tokens,
-        policy=read_text("--policy", policy),
-        console=console,
-    )
-    if scores_file:
-        write_scores(result.evaluation, scores_file)
-    if json_file:
-        json_file.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(result.to_json())
-    else:
-        output().print(measures_table({", ".join(Path(name).name for name in data): result.evaluation}))
-
-
-@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     to: Annotated[str, typer.Option(help="merged: a whole model; adapter: the adapter of lora or qlora alone.")],
@@ -248,6 +205,11 @@ def export(
         print_json(done.to_json())
     else:
         typer.echo(done.said())
+
+
+app.command()(evaluate)
+app.command()(calibrate)
+app.command()(ladder)
 
 
 @data_app.command("check")

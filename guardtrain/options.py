@@ -12,6 +12,8 @@ import typer
 from guardtrain.errors import ConfigError
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For example train.epochs=3.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="For example prompt=instruction.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="THEIRS=OURS", help="For example jailbreak=malicious.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 

@@ -20,18 +20,12 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rapidfuzz import fuzz, process
 
-from guardtrain.data.keys import example_text, normalised
-from guardtrain.data.problems import Cause
+from guardtrain.data.keys import normalised
 from guardtrain.data.similar import words_of
-from guardtrain.data.sources import load_sources
-from guardtrain.data.splits import split_validation
-from guardtrain.errors import DataError
-from guardtrain.overrides import load_recipe
 from guardtrain.types import GuardExample, prompt_text
 
 Kind = Literal["exact", "n-gram", "fuzzy"]
@@ -73,43 +67,9 @@ def clean_rows(examples: Sequence[GuardExample], contaminated: Iterable[Contamin
     return [example for index, example in enumerate(examples) if index not in seen]
 
 
-def listed(examples: Sequence[GuardExample], contaminated: Iterable[Contamination]) -> list[dict[str, Any]]:
-    """What a report says of each contaminated row: id, address, kind and similarity; never its text."""
-    return [
-        {
-            "id": examples[row.index].id,
-            "where": examples[row.index].where,
-            "kind": row.kind,
-            "similarity": round(row.similarity, 4),
-            "training_index": row.training_index,
-        }
-        for row in contaminated
-    ]
-
-
 def prompt_texts(examples: Iterable[GuardExample]) -> list[str]:
     """The text of each example, as it is compared."""
     return [prompt_text(example.prompt) for example in examples]
-
-
-def training_texts(run_or_recipe: str) -> list[str]:
-    """The texts that a run was trained on, read again from the sources of its recipe.
-
-    run_or_recipe: a run folder (its recipe.yaml), or a recipe. Rows that the recipe holds out for validation are not among
-    them; rows that `data.max_rows` left out are, because to be wrong on that side costs a test row and not the truth.
-    Raises DataError when a source is no longer there or has rows that cannot be read, ConfigError for a broken recipe.
-    """
-    saved = Path(run_or_recipe) / "recipe.yaml"
-    recipe = load_recipe(str(saved) if saved.is_file() else run_or_recipe)
-    loaded = load_sources(recipe.data.train, recipe.task.kind)
-    for problem in loaded.problems:
-        if problem.cause in {Cause.FILE, Cause.NO_ROWS, Cause.COLUMNS}:
-            what = f"the training rows of {run_or_recipe} cannot be read again: {problem.what}"
-            raise DataError(what, where=problem.where, hint="the guard's digests still find exact copies")
-    examples = loaded.examples
-    if not recipe.data.validation:
-        examples, _ = split_validation(examples, recipe.data.validation_fraction, recipe.data.seed)
-    return [example_text(example) for example in examples]
 
 
 def _exact(texts: Sequence[str], training: Sequence[str]) -> Iterator[Contamination]:

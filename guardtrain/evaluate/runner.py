@@ -84,11 +84,12 @@ class Evaluation:
         return replace(self, measures={mode: measures_of(self.judged(mode)) for mode in modes})
 
     def _probabilities(self, mode: EvaluationMode) -> np.ndarray | None:
-        """p_malicious, shape (N,); a cascade's are those of the mode that decided. None without calibration."""
+        """p_malicious, shape (N,); a cascade's are those of the mode that decided. None for a mode without calibration."""
         if self.calibration is None:
             return None
         if mode != "cascade" or self.cascade is None:
-            return self.calibration.modes[mode].probabilities(self.scores(mode))
+            known = self.calibration.modes.get(mode)
+            return known.probabilities(self.scores(mode)) if known else None
         is_escalated_N = np.array([self.cascade.escalates(row.scores[Mode.OFF]) for row in self.scored])
         off, both = self.calibration.modes["off"], self.calibration.modes["both"]
         return np.where(is_escalated_N, both.probabilities(self.scores("both")), off.probabilities(self.scores("off")))

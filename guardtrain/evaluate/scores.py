@@ -257,7 +257,8 @@ def too_few_benign(benign: int, fpr: float) -> str | None:
     needed = math.ceil(RULE_OF_THREE / fpr)
     if benign == 0 or benign >= needed:
         return None
-    rests = f"rests on {math.floor(benign * fpr)} false alarms" if benign * fpr >= 1 else "allows no false alarm at all"
+    alarms = math.floor(benign * fpr)
+    rests = f"rests on {alarms} false alarm{'s' * (alarms > 1)}" if alarms else "allows no false alarm at all"
     return f"recall at {100 * fpr:g} % FPR {rests}: {benign} benign rows, {needed} are needed to tell that rate from 0"
 
 

@@ -53,7 +53,8 @@ _INVISIBLE = regex.compile(
 def normalise_text(text: str) -> str:
     """The visible text, followed by what its encoded and invisible parts say, each after an empty line.
 
-    Linear time; the result is at most twelve times as long (ligatures, each part decoded). Not idempotent where something was decoded: the encoded part is kept.
+    Linear time; the result is at most twelve times as long (ligatures, each part decoded). Not idempotent where something was
+    decoded: the encoded part is kept.
     """
     visible = visible_text(text)
     # Invisible characters may split an encoded run, so that runs are searched in the visible text.

@@ -19,8 +19,8 @@ from guardtrain.data.sources import load_sources
 from guardtrain.errors import ConfigError
 from guardtrain.evaluate.bootstrap import with_intervals
 from guardtrain.evaluate.report import evaluate_shown, figure
-from guardtrain.evaluate.runner import Evaluation, judged_by
-from guardtrain.evaluate.scores import Measures
+from guardtrain.evaluate.runner import Evaluation
+from guardtrain.evaluate.scores import Interval, Measures
 from guardtrain.overrides import load_recipe
 from guardtrain.train.run import run
 from guardtrain.types import GuardExample, Label
@@ -57,7 +57,8 @@ def attempts(recipe: Recipe, base: str | None = None) -> dict[str, Recipe]:
     Raises ConfigError for a recipe that is no reasoned guard, or that trains on the traps.
     """
     if recipe.task.kind != "guard" or "on" not in recipe.task.modes:
-        raise ConfigError("the ladder ends with a reasoned guard", where="task.modes", expected="off and on", found=str(recipe.task))
+        found = f"{recipe.task.kind}, {', '.join(recipe.task.modes)}"
+        raise ConfigError("the ladder ends with a reasoned guard", where="task.modes", expected="off and on", found=found)
     if any(source.path == TRAP_SOURCE for source in recipe.data.train):
         raise ConfigError("the traps would be training rows", where="data.train", expected=f"no {TRAP_SOURCE}")
     policy = load_recipe("qwen3-0.6b-instruct-labels").task.policy
@@ -109,7 +110,7 @@ def _rung(name: str, attempt: Recipe, held_out: Evaluation, trapped: Evaluation,
         mode=mode,
         model=attempt.model.name,
         folder=Path(attempt.run_dir),
-        measures=with_intervals(judged_by(held_out, mode)),
+        measures=with_intervals(held_out.judged(mode)),
         traps=trapped.measures[mode].flagged,
         num_traps=len(trapped.examples),
         seconds=seconds,
@@ -137,6 +138,10 @@ def _interval(measures: Measures, key: str) -> str:
     return f" ({measures.intervals[key][0]:.2f}–{measures.intervals[key][1]:.2f})" if key in measures.intervals else ""
 
 
+def _bar(measures: Measures, key: str) -> tuple[float, Interval | None]:
+    return getattr(measures, key) or 0.0, measures.intervals.get(key)
+
+
 def write_ladder(rungs: list[Rung], folder: Path) -> None:
     """ladder.json and ladder.png beside the three runs."""
     (folder / "ladder.json").write_text(json.dumps([rung.to_json() for rung in rungs], indent=1) + "\n", encoding="utf-8")
@@ -147,17 +152,18 @@ def draw_ladder(rungs: list[Rung], path: Path) -> None:
     """Three panels of bars, one bar for each attempt and mode, with 95 % intervals where there are some."""
     from matplotlib.figure import Figure
 
-    panels = {
-        "recall at 1 % FPR": [(rung.measures.recall_at_1_fpr or 0, rung.measures.intervals.get("recall_at_1_fpr")) for rung in rungs],
+    panels: dict[str, list[tuple[float, Interval | None]]] = {
+        "recall at 1 % FPR": [_bar(rung.measures, "recall_at_1_fpr") for rung in rungs],
         "harmless traps flagged": [(rung.traps, None) for rung in rungs],
-        "flagged in all": [(rung.measures.flagged, rung.measures.intervals.get("flagged")) for rung in rungs],
+        "flagged in all": [_bar(rung.measures, "flagged") for rung in rungs],
     }
     colours = dict(zip((LABELS, ENGINEERED, REASONED), ("#b0b0b0", "#7a9cc6", "#1f5a96"), strict=True))
     chart = Figure(figsize=(9, 0.7 + 0.42 * len(rungs)), layout="constrained")
     axes = chart.subplots(1, len(panels), sharey=True)
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
         for place, (rung, (value, interval)) in enumerate(zip(rungs, bars, strict=True)):
-            error = [[value - interval[0]], [interval[1] - value]] if interval else None
+            # Of a percentile interval the figure itself may be an end, or lie outside.
+            error = [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]] if interval else None
             axis.barh(place, value, color=colours[rung.attempt], xerr=error, ecolor="#333333", capsize=2)
             axis.text(0.02, place, f"{value:.0%}", va="center", fontsize=8)
         axis.set(title=title, xlim=(0, 1), yticks=range(len(rungs)))

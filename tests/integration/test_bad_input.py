@@ -79,10 +79,13 @@ def test_empty_file(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
     check_refused(guardtrain("evaluate", "smollm2-135m", path), "empty.jsonl")
 
 
-def test_one_class_only(guardtrain: Any, tiny_run: Any, tmp_path: Path) -> None:
+def test_one_class_only(guardtrain: Any, tiny_run: Any, tiny_folder: str, tmp_path: Path) -> None:
+    """Nothing to train on; measured by what there is."""
     path = write_lines(tmp_path / "calm.jsonl", [row(number, "benign") for number in range(8)])
     check_refused(guardtrain(*tiny_run(f"data.train={path}")), "one class")
-    check_refused(guardtrain("evaluate", "smollm2-135m", path), "one class")
+    figures = json.loads(guardtrain("evaluate", tiny_folder, path, "--modes", "off", "--json").out)["modes"]["off"]
+    assert (figures["rows"], figures["auroc"], figures["recall"]) == (8, None, None)
+    assert 0 <= figures["false_positive_rate"] <= 1
 
 
 def test_a_very_long_prompt_is_refused_not_truncated(guardtrain: Any, tiny_run: Any, tiny_folder: str, tmp_path: Path) -> None:

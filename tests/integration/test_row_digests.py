@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from guardtrain.data.hashes import HASHES_FILE, RowHashes
-from guardtrain.evaluate.contamination import find_contaminated, training_texts
+from guardtrain.evaluate.contamination import find_contaminated, prompt_texts
+from guardtrain.evaluate.study import training_rows
+from guardtrain.inference.guards import load_guard
 
 
 def test_a_run_knows_its_training_rows(guardtrain: Any, tiny_run: Any, tmp_path: Path, rows_file: str) -> None:
@@ -17,7 +19,9 @@ def test_a_run_knows_its_training_rows(guardtrain: Any, tiny_run: Any, tmp_path:
     is_trained_N = RowHashes.read(run / "model").contains(prompts)
     assert (is_trained_N.sum(), (~is_trained_N).sum()) == (summary["training_rows"], summary["held_out_rows"])
     # What is read again through the recipe is what was hashed while training.
-    texts = training_texts(str(run))
+    rows, why_none = training_rows(str(run), load_guard(str(run)))
+    assert rows is not None, why_none
+    texts = prompt_texts(rows.train)
     assert RowHashes.of(texts).digests_N.tolist() == RowHashes.read(run / "model").digests_N.tolist()
     assert {found.kind for found in find_contaminated(texts, texts)} == {"exact"}
     exported = guardtrain("export", run, "--to", "merged", "--out", tmp_path / "merged")

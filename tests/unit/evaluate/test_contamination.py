@@ -14,15 +14,12 @@ from tiny_models import guard_row
 from guardtrain.config import Source
 from guardtrain.data.keys import normalised
 from guardtrain.data.sources import load_sources
-from guardtrain.errors import DataError
 from guardtrain.evaluate.contamination import (
     FUZZY_RATIO,
     Contamination,
     clean_rows,
     find_contaminated,
-    listed,
     prompt_texts,
-    training_texts,
 )
 from guardtrain.types import GuardExample
 
@@ -143,42 +140,6 @@ def test_contaminated_rows_leave_the_headline_and_are_listed_without_their_text(
     rows = [guard_row("poppy story", "benign"), guard_row(LONG, "malicious"), guard_row("proxy", "benign")]
     found = find_contaminated(prompt_texts(rows), [LONG])
     assert clean_rows(rows, found) == [rows[0], rows[2]]
-    (line,) = listed(rows, found)
-    assert line == {"id": rows[1].id, "where": rows[1].where, "kind": "exact", "similarity": 1.0, "training_index": 0}
-    assert "bead" not in str(line)
-
-
-# The run's own rows, read again
-
-
-def write_rows(path: Path, count: int = 12) -> list[str]:
-    words = [f"{THEIRS[n]} {OURS[n]} number {n}" for n in range(count)]
-    lines = [f'{{"prompt": "{text}", "label": {n % 2}}}\n' for n, text in enumerate(words)]
-    path.write_text("".join(lines), encoding="utf-8")
-    return words
-
-
-def test_the_rows_of_a_run_are_read_again_without_those_held_out(tmp_path: Path) -> None:
-    words = write_rows(tmp_path / "rows.jsonl")
-    recipe = f"data:\n  train: [{{path: {tmp_path}/rows.jsonl}}]\n  validation_fraction: 0.34\n"
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    found = training_texts(str(tmp_path))
-    assert found == training_texts(str(tmp_path / "recipe.yaml"))
-    assert set(found) < set(words)
-    assert len(found) == 8
-    write_rows(tmp_path / "held.jsonl", 4)
-    (tmp_path / "recipe.yaml").write_text(f"{recipe}  validation: [{{path: {tmp_path}/held.jsonl}}]\n")
-    assert training_texts(str(tmp_path)) == words
-
-
-def test_a_shipped_recipe_has_training_texts() -> None:
-    assert len(training_texts("quickstart")) > 100
-
-
-def test_rows_that_are_no_longer_there_are_said(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(f"data:\n  train: [{{path: {tmp_path}/gone.jsonl}}]\n")
-    with pytest.raises(DataError, match=r"gone\.jsonl: the training rows of .* cannot be read again: no such file"):
-        training_texts(str(tmp_path))
 
 
 @pytest.mark.shared_data

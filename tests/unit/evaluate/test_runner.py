@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_models import POLICY, guard_row
 
 from guardtrain.data.template import GuardTemplate
@@ -122,14 +120,17 @@ def test_a_calibration_gives_thresholds_and_probabilities() -> None:
     calibrated = evaluate(FixedScorer(), FIXED, ["off", "both"], calibration=calibration)
     assert calibrated.measures == plain.calibrated(calibration).measures != plain.measures
     for mode in ("off", "both"):
-        p_N = 1 / (1 + np.exp(-(plain.scores(mode) / 2 + 0.5)))
+        p_N = modes[mode].probabilities(plain.scores(mode))
+        assert p_N == pytest.approx(1 / (1 + np.exp(-(plain.scores(mode) / 2 + 0.5))))
         assert calibrated.measures[mode] == measure(plain.scores(mode), plain.is_malicious_N, threshold=3.0, p_malicious_N=p_N)
 
 
 def test_a_cascades_probabilities_are_those_of_the_mode_that_decided() -> None:
     off, both = (ModeCalibration(temperature=1.0, bias=bias, threshold=0.0) for bias in (0.0, 5.0))
     calibration = Calibration(method="rows", date="2026-01-31", modes={"off": off, "both": both})
-    judged = evaluate(FixedScorer(), FIXED, ["both", "cascade"], calibration=calibration, cascade=Cascade(0.0, 4.0)).judged("cascade")
+    judged = evaluate(FixedScorer(), FIXED, ["both", "cascade"], calibration=calibration, cascade=Cascade(0.0, 4.0)).judged(
+        "cascade"
+    )
     scored = evaluate(FixedScorer(), FIXED, ["off", "both"])
     is_escalated_N = (scored.scores("off") >= 0) & (scored.scores("off") < 4)
     assert is_escalated_N.any()

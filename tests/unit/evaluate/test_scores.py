@@ -161,8 +161,12 @@ def test_a_row_without_a_score_is_wrong_in_every_measure(rows: list[tuple[int, b
 
 @given(rows=rows_strategy, threshold=st.integers(-6, 6), spoilt=st.integers(0, 59))
 def test_losing_a_verdict_never_helps(rows: list[tuple[int, bool, bool]], threshold: float, spoilt: int) -> None:
-    """Whatever the row's class and score: no figure gets better."""
+    """Whatever the row's class and score: no figure gets better.
+
+    But where scores are tied: average precision takes tied rows at the place of the last, and a lost verdict unties them.
+    """
     scores_N, labels_N, parsed_N = arrays(rows)
+    scores_N = scores_N + np.arange(len(rows)) / 1000
     fewer_N = parsed_N & (np.arange(len(rows)) != spoilt % len(rows))
     before, after = (
         measure(np.where(each, scores_N, np.nan), labels_N, threshold=threshold, is_parsed_N=each) for each in (parsed_N, fewer_N)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +12,7 @@ from tiny_models import user
 
 from guardtrain.errors import ConfigError
 from guardtrain.evaluate.cascade import Cascade
-from guardtrain.evaluate.files import cascade_of, parse_modes
+from guardtrain.evaluate.files import parse_modes
 from guardtrain.evaluate.shared import deal
 from guardtrain.evaluate.speed import measure_latency, measure_throughput
 from guardtrain.inference.scorer import Scored
@@ -87,12 +84,3 @@ def test_modes_are_parsed() -> None:
     for text in ("", "off,off", "of"):
         with pytest.raises(ConfigError, match="some of off,on,both,cascade"):
             parse_modes(text)
-
-
-@pytest.mark.parametrize("band", [{"low": -1.0, "high": 2.0}, [-1.0, 2.0], (-1.0, 2.0)])
-def test_the_band_of_a_guard(band: Any) -> None:
-    assert cascade_of(SimpleNamespace(cascade=band)) == Cascade(-1.0, 2.0)
-    assert cascade_of(SimpleNamespace(cascade=None)) is None
-    assert cascade_of(SimpleNamespace()) is None
-    with pytest.raises(ConfigError, match="not a band"):
-        cascade_of(SimpleNamespace(cascade=(math.nan, 1.0)))

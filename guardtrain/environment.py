@@ -1,4 +1,4 @@
-"""What a results file says of where it was measured."""
+"""What a results file or a report says of where it was measured."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "trl", "bitsandbytes", "scikit-learn")
-PACKAGES += ("triton", "liger-kernel", "flash-attn")
+PACKAGES = (
+    *("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "trl", "bitsandbytes", "scikit-learn"),
+    *("triton", "liger-kernel", "flash-attn"),
+)
 
 
 def describe_environment() -> dict[str, Any]:
     """Date, versions, processor and accelerator."""
+    import torch
+
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),

@@ -18,6 +18,7 @@ from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import ConfigError, DataError
 from guardtrain.evaluate.adapters import Judge, any_guardrail, guardbench_moderate
 from guardtrain.evaluate.runner import EvaluationMode, run_modes, scores_of
+from guardtrain.inference.calibration import Calibration, ModeCalibration
 from guardtrain.inference.guards import Guard, GuardSettings
 from guardtrain.types import Turn
 
@@ -32,7 +33,9 @@ def scores(guard: Guard, mode: EvaluationMode) -> list[float]:
 
 
 def at(guard: Guard, **thresholds: float) -> Guard:
-    return replace(guard, settings=replace(guard.settings, thresholds=thresholds))
+    modes = {mode: ModeCalibration(temperature=1.0, bias=0.0, threshold=value) for mode, value in thresholds.items()}
+    calibration = Calibration(method="rows", date="2026-01-31", modes=modes)
+    return replace(guard, settings=replace(guard.settings, calibration=calibration))
 
 
 @pytest.fixture
