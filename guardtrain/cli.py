@@ -16,7 +16,7 @@ import typer
 from guardtrain import __version__
 from guardtrain.bench.commands import bench_app
 from guardtrain.errors import ConfigError, GuardtrainError
-from guardtrain.evaluate.commands import calibrate, evaluate, ladder
+from guardtrain.evaluate.commands import benchmarks, calibrate, evaluate, ladder
 from guardtrain.options import AsJson, Columns, Labels, Overrides, one_of, pairs
 from guardtrain.terminal import output, print_json, start
 
@@ -210,6 +210,7 @@ def export(
 app.command()(evaluate)
 app.command()(calibrate)
 app.command()(ladder)
+app.command()(benchmarks)
 
 
 @data_app.command("check")

@@ -59,10 +59,10 @@ class Benchmark:
         return rate if self.classes == (Label.BENIGN,) else (*rate, "auroc", "recall_at_1_fpr")
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def caveats(self) -> tuple[str, ...]:
         """What a user must know before they quote a figure."""
         unverified = () if self.verified else (f"its columns could not be verified ({self.checked})",)
-        return (*unverified, f"licence: {self.licence}", self.note)
+        return (*unverified, self.note)
 
 
 def _copy(part: Source, file: str, **changes: Any) -> Source:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich import box
+from rich.table import Table
+
 from guardtrain.config import Source
 from guardtrain.data.columns import GUARD_COLUMNS, check_label_map, short
 from guardtrain.data.problems import Problem
@@ -21,7 +24,18 @@ from guardtrain.errors import ConfigError, DataError
 from guardtrain.evaluate.benchmark_sets import AXES, BENCHMARKS, Axis, Benchmark
 from guardtrain.types import GuardExample, Label
 
-__all__ = ["BENCHMARKS", "Axis", "Benchmark", "BenchmarkRows", "by_axis", "find_benchmark", "load_benchmark", "read_benchmark"]
+__all__ = [
+    "BENCHMARKS",
+    "Axis",
+    "Benchmark",
+    "BenchmarkRows",
+    "benchmarks_json",
+    "benchmarks_table",
+    "by_axis",
+    "find_benchmark",
+    "load_benchmark",
+    "read_benchmark",
+]
 
 Item = TypeVar("Item")
 
@@ -71,6 +85,37 @@ def find_benchmark(name: str) -> Benchmark:
         near = difflib.get_close_matches(name, BENCHMARKS, n=3, cutoff=0.5) or BENCHMARKS
         raise ConfigError(f"no benchmark is called {name!r}", expected=" or ".join(near) if len(near) < 4 else ", ".join(near))
     return BENCHMARKS[name]
+
+
+def benchmarks_json(benchmarks: Mapping[str, Benchmark]) -> list[dict[str, Any]]:
+    """For machines: what is known of each set."""
+    return [
+        {
+            "name": name,
+            "title": benchmark.title,
+            "axis": benchmark.axis,
+            "classes": list(benchmark.classes),
+            "hub": sorted({part.path for part in benchmark.hub}),
+            "files": _file_names(benchmark),
+            "licence": benchmark.licence,
+            "headline": list(benchmark.headline),
+            "verified": benchmark.verified,
+            "caveats": list(benchmark.caveats),
+        }
+        for name, benchmark in benchmarks.items()
+    ]
+
+
+def benchmarks_table(benchmarks: Mapping[str, Benchmark]) -> Table:
+    """For people: one line for each set, apart by axis."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("axis", "name", "classes", "licence", "what to know"):
+        table.add_column(heading, overflow="fold")
+    for axis, found in by_axis(benchmarks).items():
+        for number, (name, benchmark) in enumerate(found.items()):
+            classes = "both" if len(benchmark.classes) > 1 else str(benchmark.classes[0])
+            table.add_row("" if number else axis, name, classes, benchmark.licence, "; ".join(benchmark.caveats))
+    return table
 
 
 def by_axis(items: Mapping[str, Item]) -> dict[Axis, dict[str, Item]]:

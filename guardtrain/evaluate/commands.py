@@ -161,3 +161,13 @@ def ladder(
     else:
         output().print(ladder_table(rungs))
         typer.echo(f"{wanted.run_dir}/ladder.png, ladder.json; the guards are in the folders beside them")
+
+
+def benchmarks(as_json: AsJson = False) -> None:
+    """List the public sets that `evaluate` knows by name."""
+    from guardtrain.evaluate.benchmarks import BENCHMARKS, benchmarks_json, benchmarks_table
+
+    if as_json:
+        print_json(benchmarks_json(BENCHMARKS))
+    else:
+        output().print(benchmarks_table(BENCHMARKS))

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from guardtrain.config import EvaluateConfig
 from guardtrain.data.hashes import RowHashes
 from guardtrain.data.keys import seeded_rank
 from guardtrain.distributed.ranks import join, launched, leave, main_first, together
@@ -38,13 +39,14 @@ from guardtrain.inference.defences import defended_scorer
 from guardtrain.inference.guards import Guard, load_guard, model_folder
 from guardtrain.overrides import load_recipe
 from guardtrain.train.rows import load_rows, measured_rows
-from guardtrain.types import GuardExample, Label
+from guardtrain.types import GuardExample, Label, Mode
 
 log = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 256
 TFIDF = "TF-IDF + logistic regression"
 WITHOUT_ROWS = "copies of training rows are found by exact digests alone, and TF-IDF has nothing to learn from"
+OTHER_POLICY = "the policy is not the guard's own: it was neither trained nor calibrated under it"
 NO_LABEL_ONLY = "no guard of labels alone was given to compare with (--against; `guardtrain ladder` trains one)"
 
 
@@ -104,11 +106,14 @@ def run_study(study: Study, *, console: Console) -> Report:
     Raises a GuardtrainError for rows, benchmarks or models that cannot be used; where one rank raises, all do.
     """
     start = time.perf_counter()
+    if study.with_attacks and study.modes == ["cascade"]:
+        raise ConfigError("attacks are scored in one mode", where="--attacks", expected="mode off, on or both", found="cascade")
     ranks = join(timeout_seconds=RANKS_TIMEOUT_SECONDS)
     sets = together(lambda: [read_set(argument, study) for argument in _distinct(study.data)])
     guard = main_first(lambda: load_guard(study.model, policy=study.policy))
     training, why_none = together(lambda: training_rows(study.model, guard))
     notes = [why_none] if why_none else []
+    notes += [OTHER_POLICY] if study.policy is not None and guard.is_trained else []
     sets = [_without_contaminated(each, study.model, training, notes) for each in sets]
     modes, cascade = together(lambda: check_guard(guard, _all(sets), study.modes, study.max_prompt_tokens))
     evaluations = _score(guard, sets, modes, cascade, console)
@@ -149,10 +154,10 @@ def read_set(argument: str, study: Study) -> DataSet:
         rows = read_rows([argument], study.columns, study.labels, study.max_rows)
         return DataSet(Path(argument).name, "mixed", "", "", rows)
     found = read_benchmark(argument)
-    left_out = "".join(f"; {count} rows left out: {why}" for why, count in found.left_out.items())
+    left_out = [f"{count} rows left out: {why}" for why, count in found.left_out.items()]
     rows = found.examples if study.max_rows is None else _drawn(found.examples, study.max_rows)
     benchmark = found.benchmark
-    return DataSet(name, benchmark.axis, benchmark.licence, f"{benchmark.note}{left_out}", rows)
+    return DataSet(name, benchmark.axis, benchmark.licence, "; ".join([*benchmark.caveats, *left_out]), rows)
 
 
 def training_rows(model: str, guard: Guard) -> tuple[TrainingRows | None, str | None]:
@@ -173,8 +178,8 @@ def training_rows(model: str, guard: Guard) -> tuple[TrainingRows | None, str | 
 
 
 def headline_mode(modes: Sequence[EvaluationMode]) -> EvaluationMode:
-    """The mode that the guard will run in: the last but the cascade."""
-    return [mode for mode in modes if mode != "cascade"][-1]
+    """The mode that the guard will run in: the last, the cascade only where there is no other."""
+    return sorted(modes, key=lambda mode: mode != "cascade")[-1]
 
 
 def _distinct(data: Sequence[str]) -> Sequence[str]:
@@ -255,10 +260,9 @@ def _controls(
 
 def _tfidf(training: TrainingRows, examples: Sequence[GuardExample], guard: Guard) -> Judged:
     """The baseline on the run's own training rows, its threshold at the guard's rate on the run's held-out rows."""
-    held_N = tfidf_scores(training.train, training.held_out)
-    target = (guard.settings.calibration.target_fpr if guard.settings.calibration else None) or 0.05
+    held_N, scores_N = np.split(tfidf_scores(training.train, [*training.held_out, *examples]), [len(training.held_out)])
+    target = (guard.settings.calibration.target_fpr if guard.settings.calibration else None) or EvaluateConfig().target_fpr
     mode = calibrate_mode(held_N, _is_malicious(training.held_out), target)
-    scores_N = tfidf_scores(training.train, examples)
     return Judged(
         scores_N=scores_N,
         is_malicious_N=_is_malicious(examples),
@@ -294,7 +298,7 @@ def _flip_rate(guard: Guard, sets: Sequence[DataSet], study: Study) -> float | N
         return None
     prompts = [row.prompt for row in _drawn(_all(sets), study.sampled_rows)]
     scored = dict(guard.scorer(pack_tokens=PACK_TOKENS).sample(prompts, samples=study.samples))
-    scores_NS = np.array([[each.scores["on"] for each in scored[index]] for index in range(len(prompts))])  # type: ignore[index]
+    scores_NS = np.array([[each.scores[Mode.ON] for each in scored[index]] for index in range(len(prompts))])
     return flip_rate(scores_NS >= guard.settings.thresholds.get("on", 0.0))
 
 

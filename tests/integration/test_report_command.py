@@ -84,3 +84,13 @@ def test_mistakes(guardtrain: Any, tiny_folder: str, tmp_path: Path, fresh: Path
     check_refused(guardtrain("evaluate", tiny_folder, fresh, *report, "--against", "untuned"), "--against", "LEFT=RIGHT")
     check_refused(guardtrain("evaluate", tiny_folder, fresh, *report, "--modes", "cascade"), "cascade", "calibrated guard")
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_benchmarks_are_listed(guardtrain: Any) -> None:
+    listed = json.loads(guardtrain("benchmarks", "--json").out)
+    assert len(listed) == 18
+    table = guardtrain("benchmarks").out
+    for each in listed:
+        assert each["name"] in table
+        assert each["licence"] in table
+        assert each["hub"] or each["files"]

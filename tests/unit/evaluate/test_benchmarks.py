@@ -418,5 +418,5 @@ def test_headlines_follow_the_classes_and_the_axis() -> None:
 
 
 def test_users_are_told_what_could_not_be_verified() -> None:
-    assert BENCHMARKS["gandalf-summarization"].remarks[0].startswith("its columns could not be verified")
-    assert BENCHMARKS["toxicchat"].remarks[0] == "licence: CC-BY-NC-4.0"
+    assert BENCHMARKS["gandalf-summarization"].caveats[0].startswith("its columns could not be verified")
+    assert len(BENCHMARKS["toxicchat"].caveats) == 1
