@@ -320,6 +320,14 @@ def test_links_within_the_page_have_one_target(page: Page) -> None:
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {str(attributes["href"])[1:] for _, attributes in page.tags if "href" in attributes} <= set(ids)
+    assert all("href" in attributes for tag, attributes in page.tags if tag == "use")
+
+
+def test_a_model_card_has_the_figures_and_nothing_else(report: Report) -> None:
+    headings = re.findall(r"^#+ .*", model_card_section(report), flags=re.MULTILINE)
+    sets = [f"#### {each.name}" for each in report.sets]
+    axes = ["### Prompt injection", "### Harmful requests", "### Mixed sets", "### Over-refusal"]
+    assert sorted(headings) == sorted(["## Evaluation", "### Summary", *axes, *sets, "### Costs"])
 
 
 def test_figures_and_tables_can_be_read_aloud(page: Page) -> None:
