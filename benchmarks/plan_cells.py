@@ -129,12 +129,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", help="cells whose name contains this")
-    parser.add_argument("--measured", type=Path, help="an earlier result: predict anew for what it has measured")
+    parser.add_argument("--measured", type=Path, help="an earlier result: predict anew for its cells and devices")
     args = parser.parse_args()
-    earlier = {} if args.measured is None else {each["cell"]: each for each in json.loads(args.measured.read_text())["cells"]}
+    before = {"cells": [], "devices": {}} if args.measured is None else json.loads(args.measured.read_text())
+    earlier = {each["cell"]: each for each in before["cells"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         devices: dict[tuple[int, str], Path] = {}
+        for cell in CELLS:
+            if known := before["devices"].get(f"{cell.ranks} ranks, {cell.dtype}"):
+                devices[cell.ranks, cell.dtype] = device_file(cell, work)
+                device_file(cell, work).write_text(json.dumps(known))
         results = [
             compared(cell, work, devices, earlier.get(cell.name)) for cell in CELLS if args.only is None or args.only in cell.name
         ]
@@ -156,7 +161,7 @@ def compared(cell: Cell, work: Path, devices: dict[tuple[int, str], Path], earli
     model = model_folder(cell.model, work)
     shape = (cell.ranks, cell.dtype)
     if shape not in devices:
-        devices[shape] = work / f"device-{cell.ranks}-{cell.dtype}.json"
+        devices[shape] = device_file(cell, work)
         probe = ["bench", "device", "--ranks", str(cell.ranks), "--dtype", cell.dtype, "--threads", str(threads(cell))]
         run([str(Path(sys.executable).with_name("guardtrain")), *probe, "--json-file", str(devices[shape])], cell, work)
     if earlier is None:
@@ -177,6 +182,11 @@ def compared(cell: Cell, work: Path, devices: dict[tuple[int, str], Path], earli
     }
     print(json.dumps(result), file=sys.stderr)
     return result
+
+
+def device_file(cell: Cell, work: Path) -> Path:
+    """Where the figures of the machine lie, as so many ranks in this format see it."""
+    return work / f"device-{cell.ranks}-{cell.dtype}.json"
 
 
 def prediction(cell: Cell, geometry: Geometry, device: Device) -> Candidate:

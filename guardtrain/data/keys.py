@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 
 from guardtrain.types import Example, GuardExample, prompt_text
 
@@ -13,6 +14,11 @@ RANK_BITS = 64
 def example_text(example: Example) -> str:
     """The text that decides whether two rows are duplicates: the prompt, or the whole conversation."""
     return prompt_text(example.prompt if isinstance(example, GuardExample) else example.turns)
+
+
+def prompt_texts(examples: Iterable[GuardExample]) -> list[str]:
+    """The text of each prompt, as rows are compared."""
+    return [prompt_text(example.prompt) for example in examples]
 
 
 def label_of(example: Example) -> str:

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from guardtrain.data.hashes import RowHashes
+from guardtrain.data.keys import prompt_texts
 from guardtrain.errors import ConfigError, DataError
 from guardtrain.evaluate.calibration import CONTENT_FREE, calibrate_guard, calibrate_without_rows
-from guardtrain.evaluate.contamination import prompt_texts
 from guardtrain.evaluate.files import evaluate_files, parse_modes, read_rows
 from guardtrain.evaluate.runner import EvaluationMode, scores_of
 from guardtrain.inference.calibration import Calibration

@@ -52,9 +52,12 @@ def evaluate(
         for option, file in (("--scores", scores_file), ("--json-file", json_file)):
             check_writable(option, file)
     if report is not None:
-        from guardtrain.evaluate.reporting import write_report
-        from guardtrain.evaluate.study import Study, run_study
-
+        try:
+            from guardtrain.evaluate.reporting import write_report
+            from guardtrain.evaluate.study import Study, run_study
+        except ImportError as error:  # before an hour of scoring, not after it
+            hint = 'pip install "guardtrain[evaluate]"'
+            raise ConfigError("a package is missing", where="--report", expected=error.name, hint=hint) from error
         _alone("--report", {"--scores": scores_file, "--json-file": json_file, "--json": as_json})
         study = Study(
             model=model,

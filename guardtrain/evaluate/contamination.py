@@ -26,7 +26,7 @@ from rapidfuzz import fuzz, process
 
 from guardtrain.data.keys import normalised
 from guardtrain.data.similar import words_of
-from guardtrain.types import GuardExample, prompt_text
+from guardtrain.types import GuardExample
 
 Kind = Literal["exact", "n-gram", "fuzzy"]
 Gram = tuple[str, ...]
@@ -65,11 +65,6 @@ def clean_rows(examples: Sequence[GuardExample], contaminated: Iterable[Contamin
     """The examples that no contamination names, in order: the rows of a headline figure."""
     seen = {row.index for row in contaminated}
     return [example for index, example in enumerate(examples) if index not in seen]
-
-
-def prompt_texts(examples: Iterable[GuardExample]) -> list[str]:
-    """The text of each example, as it is compared."""
-    return [prompt_text(example.prompt) for example in examples]
 
 
 def _exact(texts: Sequence[str], training: Sequence[str]) -> Iterator[Contamination]:

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from guardtrain.config import EvaluateConfig
 from guardtrain.data.hashes import RowHashes
-from guardtrain.data.keys import seeded_rank
+from guardtrain.data.keys import prompt_texts, seeded_rank
 from guardtrain.distributed.ranks import join, launched, leave, main_first, together
 from guardtrain.environment import describe_environment
 from guardtrain.errors import ConfigError, DataError, GuardtrainError
@@ -27,7 +27,7 @@ from guardtrain.evaluate.baseline import tfidf_scores
 from guardtrain.evaluate.benchmarks import BENCHMARKS, read_benchmark
 from guardtrain.evaluate.calibration import calibrate_mode, hash_of_rows
 from guardtrain.evaluate.cascade import Cascade
-from guardtrain.evaluate.contamination import Contamination, clean_rows, find_contaminated, prompt_texts
+from guardtrain.evaluate.contamination import Contamination, clean_rows, find_contaminated
 from guardtrain.evaluate.files import PACK_TOKENS, RANKS_TIMEOUT_SECONDS, check_guard, read_rows
 from guardtrain.evaluate.reporting.data import Contaminated, Report, SetReport, Speed
 from guardtrain.evaluate.runner import Evaluation, EvaluationMode, evaluate

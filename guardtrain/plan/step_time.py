@@ -55,7 +55,7 @@ def step_time(geometry: Geometry, setup: Setup, cluster: Cluster) -> StepTime:
     terms = {
         "products": packs * product_flops(geometry, setup) / (device.flops * device.efficiency),
         "attention": packs * attention_flops(geometry, setup) / (device.flops * device.attention_efficiency),
-        "element-wise": packs * elementwise_bytes(geometry, setup) / device.memory_bandwidth,
+        "element-wise": packs * elementwise_bytes(geometry, setup, is_host=device.is_host) / device.memory_bandwidth,
         "unpacking 4 bits": packs * unpacking_bytes(geometry, setup) / device.memory_bandwidth,
     }
     started = packs * operators(geometry, setup) * device.launch_seconds
@@ -91,9 +91,14 @@ def attention_flops(geometry: Geometry, setup: Setup) -> float:
     return one_layer * (layers * (ATTENTION_PRODUCTS + setup.gradient_checkpointing) + below)
 
 
-def elementwise_bytes(geometry: Geometry, setup: Setup) -> float:
-    """Memory traffic of what is no product: norms, rotary positions, activation, sums, softmax over the vocabulary."""
-    forward, backward = (_passed_by_layer(geometry, setup, way) for way in (0, 1))
+def elementwise_bytes(geometry: Geometry, setup: Setup, *, is_host: bool) -> float:
+    """Memory traffic of what is no product: norms, rotary positions, activation, sums, softmax over the vocabulary.
+
+    is_host: on a CPU a number in half precision counts as one of float32, for it is converted for any arithmetic: there the
+    activation takes 1.3 times as long as in float32, and a product of two tensors 0.7 to 1.4 times (measured, with AVX512-BF16).
+    """
+    compute_bytes = FLOAT if is_host else setup.compute_bytes
+    forward, backward = (_passed_by_layer(geometry, setup, way, compute_bytes) for way in (0, 1))
     layers, below = trained_layers(geometry, setup), geometry.num_layers - trained_layers(geometry, setup)
     per_token = forward * (layers * (1 + setup.gradient_checkpointing) + below) + backward * layers
     softmax = SOFTMAX_PASSES * FLOAT * setup.pack.supervised_tokens * geometry.vocab_size
@@ -104,9 +109,9 @@ def elementwise_bytes(geometry: Geometry, setup: Setup) -> float:
     return setup.pack.tokens * per_token + softmax + gradients + written
 
 
-def _passed_by_layer(geometry: Geometry, setup: Setup, way: int) -> float:
-    """Bytes a token that a layer's element-wise operators read and write. way: 0 forward, 1 backward."""
-    compute, heads = setup.compute_bytes, geometry.query_width + geometry.kv_width
+def _passed_by_layer(geometry: Geometry, setup: Setup, way: int, compute: int) -> float:
+    """Bytes a token that a layer's element-wise operators read and write. way: 0 forward, 1 backward. compute: of a number."""
+    heads = geometry.query_width + geometry.kv_width
     passed = FLOAT * PASSES_D[way] * geometry.hidden_size
     passed += compute * (PASSES_H[way] * heads + PASSES_F[way] * geometry.intermediate_size)
     if geometry.has_qk_norm:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from guardtrain.data.hashes import HASHES_FILE, RowHashes
-from guardtrain.evaluate.contamination import find_contaminated, prompt_texts
+from guardtrain.data.keys import prompt_texts
+from guardtrain.evaluate.contamination import find_contaminated
 from guardtrain.evaluate.study import training_rows
 from guardtrain.inference.guards import load_guard
 

@@ -12,14 +12,13 @@ from rapidfuzz import fuzz
 from tiny_models import guard_row
 
 from guardtrain.config import Source
-from guardtrain.data.keys import normalised
+from guardtrain.data.keys import normalised, prompt_texts
 from guardtrain.data.sources import load_sources
 from guardtrain.evaluate.contamination import (
     FUZZY_RATIO,
     Contamination,
     clean_rows,
     find_contaminated,
-    prompt_texts,
 )
 from guardtrain.types import GuardExample
 
