@@ -14,7 +14,7 @@ GLOSSARY = {
     "Precision, F1": "The share of flagged texts that are malicious; the harmonic mean of precision and recall.",
     "MCC": "The correlation of verdict and label: 0 is guessing, 1 is perfect, whatever the share of malicious rows.",
     "ECE, Brier score": "How far probabilities are from frequencies; the mean squared error of probabilities. Lower is better.",
-    "Interval of ECE": "May lie above the figure: fewer different rows, as resamples have, always look less calibrated.",
+    "No interval of ECE": "Fewer different rows, as resamples have, always look less calibrated: it would lie above the figure.",
     "95 % interval": "Where 95 % of draws of other such rows would lie: bootstrap; for sources and attacks Wilson's.",
     "p": "How often a difference this large comes about when there is none. Not corrected for the number of sets.",
     "Control": "A simpler judge on the same rows: what a guard must beat to be worth its cost.",

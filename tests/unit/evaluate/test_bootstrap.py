@@ -76,6 +76,14 @@ def test_of_one_class_there_are_intervals_for_its_own_rates() -> None:
     assert not {"auroc", "recall"} & with_intervals(benign, samples=20).intervals.keys()
 
 
+def test_the_calibration_error_has_no_interval() -> None:
+    """Its bootstrap is biased upwards; Brier's score has one, which holds the figure."""
+    measures = with_intervals(drawn(7), samples=50)
+    assert "ece" not in measures.intervals
+    low, high = measures.intervals["brier"]
+    assert low < measures.brier < high
+
+
 def test_a_pair_is_told_apart_by_what_they_differ_in() -> None:
     """The same noise in both: unpaired intervals would overlap by far, the paired one does not hold zero."""
     one = drawn(5, rows=400)

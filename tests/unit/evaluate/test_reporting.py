@@ -111,8 +111,9 @@ def expected_rows(each: SetReport) -> list[list[str]]:
                 assert ends
                 row.append(f"{100 * value:.1f} % ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})")
             else:
-                assert ends
-                row.append(f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})".replace("-", "−"))
+                assert (ends is None) == (key == "ece")
+                interval = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+                row.append(f"{value:.3f}{interval}".replace("-", "−"))
         rows.append(row)
     return rows
 
