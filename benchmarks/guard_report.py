@@ -49,6 +49,7 @@ TRAIN = [
     "evaluate.target_fpr=0.01",
     "evaluate.pack_tokens=2048",
 ]
+EXTRAS = {"random": ["--sampled-rows=48"], "unseen": ["--sampled-rows=48", "--attacks"]}
 GUARDS = {
     "reasoned": ["task.on_share=0.25", "task.verdict_weight=10"],
     "labels": ["task.modes=[off]", "task.verdict_weight=1"],
@@ -66,13 +67,17 @@ def main() -> None:
     folder = args.work / args.split
     folder.mkdir(parents=True, exist_ok=True)
     train, held, test = random_split(args.shared / "data") if args.split == "random" else unseen_split(args.shared / "data")
-    parts = {"train": train, "held": held, "test": test}
+    measured = {"random": "same-sources", "unseen": "unseen-sources"}[args.split]
+    parts = {"train": train, "held": held, measured: test}
     print({name: len(rows) for name, rows in parts.items()}, flush=True)
     files = {name: write_rows(rows, folder / f"{name}.jsonl") for name, rows in parts.items()}
     data = [f"data.train=[{files['train']}]", f"data.validation=[{files['held']}]"]
     for name, settings in GUARDS.items():
         if not (folder / name / "summary.json").is_file():
-            call("train", "guard", *TRAIN, *data, *settings, f"output.dir={folder / name}", "output.overwrite=true")
+            call("train", "guard", *TRAIN, *data, *settings, f"output.dir={folder / name}", "--auto-resume")
+    out = ["--report", str(args.out / f"report_{args.split}"), "--hide-prompts"]  # the rows are others': figures alone are ours
+    against = ["--against", f"labels alone={folder / 'labels'}"]
+    call("evaluate", str(folder / "reasoned"), files[measured], *out, *against, *EXTRAS[args.split])
 
 
 def random_split(data: Path) -> tuple[list[GuardExample], list[GuardExample], list[GuardExample]]:
