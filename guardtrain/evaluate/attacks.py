@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from guardtrain.data.turns import read_turns
 from guardtrain.errors import DataError
+from guardtrain.evaluate.bootstrap import rate_interval
 from guardtrain.evaluate.runner import EvaluationMode, run_modes, scores_of
 from guardtrain.inference.chunks import PromptScorer
 from guardtrain.types import GuardExample, Label, Turn
@@ -96,8 +96,8 @@ def rate(count: int, of: int) -> Rate:
     """A share with its 95 % Wilson interval, which also holds for few rows and for shares near 0 and 1."""
     if not of:
         return Rate(count, of, None, None, None)
-    interval = binomtest(count, of).proportion_ci(confidence_level=0.95, method="wilson")
-    return Rate(count, of, round(count / of, 6), round(float(interval.low), 6), round(float(interval.high), 6))
+    low, high = rate_interval(count, of)
+    return Rate(count, of, round(count / of, 6), round(low, 6), round(high, 6))
 
 
 def attack_table(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from guardtrain.errors import DataError
 from guardtrain.evaluate.scores import Interval, Judged, Measures, measures_of, weighted_measures
@@ -48,6 +49,12 @@ def with_intervals(judged: Judged, samples: int = SAMPLES, seed: int = 0) -> Mea
     known = {key: values_B for key, values_B in figures.items() if key != "ece" and not np.isnan(values_B).any()}
     intervals = {key: interval_of(values_B) for key, values_B in known.items()}
     return replace(measures_of(judged), intervals=intervals)
+
+
+def rate_interval(count: int, of: int) -> Interval:
+    """The 95 % interval of Wilson (1927) for `count` of `of` rows, at least one; it also holds for few rows and for 0 and 1."""
+    interval = binomtest(count, of).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def compare(one: Judged, other: Judged, samples: int = SAMPLES, seed: int = 0) -> dict[str, Difference]:

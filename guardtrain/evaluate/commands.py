@@ -7,13 +7,16 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from guardtrain.errors import ConfigError
 from guardtrain.options import AsJson, Columns, Labels, Overrides, check_writable, pairs, read_text
 from guardtrain.terminal import output, print_json, start
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MaxPromptTokens = Annotated[int | None, typer.Option(min=1, help="Replaces the guard's own limit.")]
 
@@ -52,31 +55,11 @@ def evaluate(
         for option, file in (("--scores", scores_file), ("--json-file", json_file)):
             check_writable(option, file)
     if report is not None:
-        try:
-            from guardtrain.evaluate.reporting import write_report
-            from guardtrain.evaluate.study import Study, run_study
-        except ImportError as error:  # before an hour of scoring, not after it
-            hint = 'pip install "guardtrain[evaluate]"'
-            raise ConfigError("a package is missing", where="--report", expected=error.name, hint=hint) from error
         _alone("--report", {"--scores": scores_file, "--json-file": json_file, "--json": as_json})
-        study = Study(
-            model=model,
-            data=data,
-            modes=chosen,
-            against=pairs("--against", against),
-            columns=columns,
-            labels=labels,
-            max_rows=max_rows,
-            max_prompt_tokens=max_prompt_tokens,
-            policy=text,
-            timed_rows=timed_rows,
-            sampled_rows=sampled_rows,
-            with_attacks=attacks,
-            command=shlex.join(["guardtrain", *sys.argv[1:]]),
-        )
-        report.mkdir(parents=True, exist_ok=True)
-        write_report(run_study(study, console=console), report, show_prompts=not hide_prompts)
-        typer.echo(f"{report}/report.html, report.md, report.json")
+        wanted: dict[str, Any] = {"modes": chosen, "columns": columns, "labels": labels, "max_rows": max_rows, "policy": text}
+        wanted |= {"max_prompt_tokens": max_prompt_tokens, "against": pairs("--against", against), "with_attacks": attacks}
+        wanted |= {"model": model, "data": data, "timed_rows": timed_rows, "sampled_rows": sampled_rows}
+        _report(wanted, report, console, show_prompts=not hide_prompts)
         return
     result = evaluate_files(
         model,
@@ -99,6 +82,21 @@ def evaluate(
         output().print(measures_table({", ".join(Path(name).name for name in data): result.evaluation}))
         calibration = result.guard.settings.calibration
         typer.echo(calibration.said() if calibration else "uncalibrated: thresholds are 0")
+
+
+def _report(wanted: dict[str, Any], folder: Path, console: Console, *, show_prompts: bool) -> None:
+    """wanted: fields of a Study."""
+    try:
+        from guardtrain.evaluate.reporting import write_report
+        from guardtrain.evaluate.study import Study, run_study
+    except ImportError as error:  # before an hour of scoring, not after it
+        hint = 'pip install "guardtrain[evaluate]"'
+        raise ConfigError("a package is missing", where="--report", expected=error.name, hint=hint) from error
+
+    study = Study(**wanted, command=shlex.join(["guardtrain", *sys.argv[1:]]))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(run_study(study, console=console), folder, show_prompts=show_prompts)
+    typer.echo(f"{folder}/report.html, report.md, report.json")
 
 
 def _alone(option: str, others: dict[str, object]) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
-from guardtrain.evaluate.bootstrap import CONFIDENCE
+from guardtrain.evaluate.bootstrap import rate_interval
 from guardtrain.evaluate.reporting.data import Report, SetReport, parsed
 from guardtrain.evaluate.reporting.text import count, percent
 from guardtrain.evaluate.scores import RULE_OF_THREE, Interval, Measures, too_few_benign
@@ -59,8 +58,7 @@ def status(report: Report) -> str:
 def share(is_counted_N: np.ndarray) -> Share:
     """Of at least one row."""
     counted, rows = int(is_counted_N.sum()), len(is_counted_N)
-    wilson = binomtest(counted, rows).proportion_ci(CONFIDENCE, method="wilson")
-    return Share(counted, rows, (float(wilson.low), float(wilson.high)))
+    return Share(counted, rows, rate_interval(counted, rows))
 
 
 def shares_by_source(each: SetReport, name: str) -> dict[str, dict[Label, Share]]:
