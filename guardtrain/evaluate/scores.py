@@ -266,15 +266,3 @@ def flip_rate(is_flagged_NS: np.ndarray) -> float:
     """The share of rows whose sampled reasons do not all lead to one verdict; bool, shape (N, samples)."""
     is_flagged_NS = np.asarray(is_flagged_NS, dtype=bool)
     return float((is_flagged_NS.any(axis=1) & ~is_flagged_NS.all(axis=1)).mean())
-
-
-def judged_subset(judged: Judged, chosen_N: np.ndarray) -> Judged:
-    """Some of the rows. chosen_N: bool, shape (N,)."""
-    assert judged.is_parsed_N is not None
-    return Judged(
-        scores_N=judged.scores_N[chosen_N],
-        is_malicious_N=judged.is_malicious_N[chosen_N],
-        threshold=judged.threshold,
-        is_parsed_N=judged.is_parsed_N[chosen_N],
-        p_malicious_N=None if judged.p_malicious_N is None else judged.p_malicious_N[chosen_N],
-    )

@@ -11,12 +11,18 @@ from refusals import check_refused
 from guardtrain.data.hashes import RowHashes
 
 
-def test_three_guards_from_the_same_rows(guardtrain: Any, tiny_run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_three_guards_from_the_same_rows(
+    guardtrain: Any, tiny_run: Any, tmp_path: Path, rows_file: str, monkeypatch: Any
+) -> None:
     from guardtrain.train import ladder
 
     traps = ladder.load_traps()[:6]
     monkeypatch.setattr(ladder, "load_traps", lambda: traps)  # eighty would take a minute
-    arguments = tiny_run("train.max_steps=2", "evaluate.modes=[off,on,both]", "data.max_rows=20")
+    rows = [json.loads(line) for line in Path(rows_file).read_text().splitlines()]
+    some = sorted({row["pair"] for row in rows})[::2]  # a draw that minds the modes would take other rows for other attempts
+    half = tmp_path / "half.jsonl"
+    half.write_text("".join(json.dumps(row if row["pair"] in some else {**row, "reason": None}) + "\n" for row in rows))
+    arguments = tiny_run(f"data.train={half}", "train.max_steps=2", "evaluate.modes=[off,on,both]", "data.max_rows=20")
     called = guardtrain("ladder", *arguments[1:], "--json")
     assert called.code == 0, called.err
     rungs = json.loads(called.out)

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 from guardtrain.errors import DataError
-from guardtrain.evaluate.scores import Judged, flip_rate, judged_subset, measure, measures_of, recall_at_fpr, too_few_benign
+from guardtrain.evaluate.scores import flip_rate, measure, recall_at_fpr, too_few_benign
 
 # Few distinct values, so that ties are the rule.
 rows_strategy = st.lists(st.tuples(st.integers(-5, 5), st.booleans(), st.booleans()), min_size=2, max_size=60).filter(
@@ -207,26 +207,6 @@ def test_a_row_flips_when_its_samples_disagree() -> None:
     flags_NS = np.array([[True, True, True], [False, False, False], [True, False, True], [False, False, True]])
     assert flip_rate(flags_NS) == 0.5
     assert flip_rate(flags_NS[:, :1]) == 0
-
-
-def test_a_subset_is_measured_as_if_alone() -> None:
-    rng = np.random.default_rng(3)
-    judged = Judged(
-        scores_N=rng.normal(size=40),
-        is_malicious_N=rng.random(40) < 0.5,
-        threshold=0.2,
-        is_parsed_N=rng.random(40) < 0.9,
-        p_malicious_N=rng.random(40),
-    )
-    chosen_N = np.arange(40) % 3 == 0
-    alone = measure(
-        judged.scores_N[chosen_N],
-        judged.is_malicious_N[chosen_N],
-        threshold=0.2,
-        is_parsed_N=np.asarray(judged.is_parsed_N)[chosen_N],
-        p_malicious_N=np.asarray(judged.p_malicious_N)[chosen_N],
-    )
-    assert measures_of(judged_subset(judged, chosen_N)) == alone
 
 
 def test_figures_are_plain_and_rounded() -> None:
