@@ -46,15 +46,21 @@ class ChunkingScorer:
         self.scorer, self.encoder, self.chunk_tokens = scorer, encoder, chunk_tokens
 
     def score(self, prompts: Sequence[tuple[Turn, ...]], modes: Sequence[Mode]) -> Iterator[tuple[int, Scored]]:
-        """Yield (index, Scored) for every prompt as soon as its last chunk is scored; see `worst` for what is kept."""
-        chunks = [chunk_prompt(prompt, self.encoder, self.chunk_tokens) for prompt in prompts]
-        owners = [index for index, parts in enumerate(chunks) for _ in parts]
-        scored: dict[int, dict[int, Scored]] = defaultdict(dict)
-        for number, part in self.scorer.score(list(itertools.chain.from_iterable(chunks)), modes):
-            index = owners[number]
-            scored[index][number] = part
-            if len(scored[index]) == len(chunks[index]):
-                yield index, worst([part for _, part in sorted(scored.pop(index).items())])
+        """Yield (index, Scored) for every prompt; see `worst` for what is kept of its chunks."""
+        return score_worst(self.scorer, [chunk_prompt(prompt, self.encoder, self.chunk_tokens) for prompt in prompts], modes)
+
+
+def score_worst(
+    scorer: PromptScorer, parts: Sequence[Sequence[tuple[Turn, ...]]], modes: Sequence[Mode]
+) -> Iterator[tuple[int, Scored]]:
+    """Score every prompt in parts, at least one each: yield (index, `worst` of its parts) as soon as its last part is scored."""
+    owners = [index for index, of_one in enumerate(parts) for _ in of_one]
+    scored: dict[int, dict[int, Scored]] = defaultdict(dict)
+    for number, part in scorer.score(list(itertools.chain.from_iterable(parts)), modes):
+        index = owners[number]
+        scored[index][number] = part
+        if len(scored[index]) == len(parts[index]):
+            yield index, worst([each for _, each in sorted(scored.pop(index).items())])
 
 
 def worst(chunks: Sequence[Scored]) -> Scored:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from guardtrain.inference.chunks import ChunkingScorer, PromptScorer
+from guardtrain.inference.chunks import ChunkingScorer, PromptScorer, score_worst
 from guardtrain.inference.guards import Guard
-from guardtrain.inference.normalise import normalise_prompt
+from guardtrain.inference.normalise import readings
 from guardtrain.inference.scorer import Scored
 from guardtrain.types import Mode, Turn
 
 
 class NormalisingScorer:
-    """A scorer that reads prompts normalised."""
+    """A scorer that reads prompts normalised, and what was hidden in them by itself too: the worst of these counts."""
 
     def __init__(self, scorer: PromptScorer) -> None:
         self.scorer = scorer
 
     def score(self, prompts: Sequence[tuple[Turn, ...]], modes: Sequence[Mode]) -> Iterator[tuple[int, Scored]]:
         """Yield (index, Scored) for every prompt."""
-        return self.scorer.score([normalise_prompt(prompt) for prompt in prompts], modes)
+        return score_worst(self.scorer, [readings(prompt) for prompt in prompts], modes)
 
 
 def defended_scorer(

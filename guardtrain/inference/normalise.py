@@ -34,6 +34,9 @@ _REPAIRABLE = regex.compile(rf"[A-Za-z]*+[{_LOOKALIKE}][A-Za-z{_LOOKALIKE}]*+")
 # Formulas write short words in two scripts on purpose: αx, ρgh.
 _MIN_LETTERS, _MIN_LETTERS_GREEK = 3, 5
 
+# Each is scored by itself: whoever sends a thousand must not get a thousand rows of work for one.
+MAX_PARTS = 4
+
 # What joiners join: letters of scripts whose spelling needs them, and emoji.
 _INVISIBLES = r"[\p{Default_Ignorable_Code_Point}\p{Bidi_Control}]"
 _JOINED = (
@@ -56,15 +59,29 @@ def normalise_text(text: str) -> str:
     Linear time; the result is at most twelve times as long (ligatures, each part decoded). Not idempotent where something was
     decoded: the encoded part is kept.
     """
-    visible = visible_text(text)
-    # Invisible characters may split an encoded run, so that runs are searched in the visible text.
-    parts = dict.fromkeys(map(visible_text, [*hidden_parts(text), *decoded_parts(visible)]))
-    return "\n\n".join([visible, *parts])
+    return "\n\n".join(_visible_and_parts(text))
 
 
 def normalise_prompt(prompt: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """`normalise_text` of every turn; roles stay."""
     return tuple(Turn(turn.role, normalise_text(turn.content)) for turn in prompt)
+
+
+def readings(prompt: tuple[Turn, ...]) -> list[tuple[Turn, ...]]:
+    """The normalised prompt, and what was encoded or invisible in it once more by itself, at most MAX_PARTS parts, the longest.
+
+    A guard may take a harmless request around an encoded order for all there is; the order alone it judges as it would any.
+    """
+    parts = [Turn(turn.role, part) for turn in prompt for part in _visible_and_parts(turn.content)[1:]]
+    longest = sorted(parts, key=lambda part: -len(part.content))[:MAX_PARTS]
+    return [normalise_prompt(prompt), *((part,) for part in longest)]
+
+
+def _visible_and_parts(text: str) -> list[str]:
+    """The visible text, then what encoded and invisible parts say."""
+    visible = visible_text(text)
+    # Invisible characters may split an encoded run, so that runs are searched in the visible text.
+    return [visible, *dict.fromkeys(map(visible_text, [*hidden_parts(text), *decoded_parts(visible)]))]
 
 
 def visible_text(text: str) -> str:
