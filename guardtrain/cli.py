@@ -153,10 +153,14 @@ def plan(
     network_gbit: Annotated[float | None, typer.Option(help="Network of a node, all its cards together.")] = None,
     host_gib: Annotated[float | None, typer.Option(help="Memory of a node.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a GPU for an hour.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for what runs the plan: recipe, accelerate's file, run.sh.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a recipe needs: memory, time, money, the best way to run it. Exit code 1 when nothing fits the cluster."""
     from guardtrain.overrides import load_recipe
+    from guardtrain.plan.files import write_files
     from guardtrain.plan.geometry import read_geometry
     from guardtrain.plan.hardware import DEVICES, parse_cluster, read_device
     from guardtrain.plan.report import show, to_json
@@ -171,10 +175,14 @@ def plan(
         devices = {described.name.lower(): described}
     where = parse_cluster(cluster, network_gbit=network_gbit, host_gib=host_gib, devices=devices)
     planned = make_plan(wanted, read_geometry(geometry or wanted.model.name), workload_of(wanted, rows=rows), where)
+    typed = [recipe, *given]
+    written = write_files(planned, planned.chosen, typed, out) if out is not None and planned.chosen else []
     if as_json:
-        print_json(to_json(planned, [recipe, *given], price=price))
+        print_json(to_json(planned, typed, price=price))
     else:
-        show(planned, [recipe, *given], console=output(), price=price)
+        show(planned, typed, console=output(), price=price)
+        for file in written:
+            output().print(f"wrote: {file}", markup=False, soft_wrap=True)
     raise typer.Exit(0 if planned.chosen else 1)
 
 

@@ -100,7 +100,7 @@ def plan_start(recipe: Recipe, arguments: list[str], cluster: Cluster) -> Start:
     )
     assert shape.accumulation  # raises where packs cannot be shared out
     deepspeed = None
-    if (file := _deepspeed_file(config)) is not None:
+    if (file := deepspeed_file(config)) is not None:
         deepspeed = (_name(file), resolve(read_file(file), shape, where=_name(file)))
         _check_hpz(*deepspeed, cluster)
     task = [config.stem, *arguments]
@@ -199,7 +199,7 @@ def _check_hpz(name: str, deepspeed: dict[str, object], cluster: Cluster) -> Non
         )
 
 
-def _deepspeed_file(config: Path) -> Path | None:
+def deepspeed_file(config: Path) -> Path | None:
     """The DeepSpeed file that an accelerate configuration names."""
     for line in config.read_text(encoding="utf-8").splitlines():
         key, _, value = line.strip().partition(": ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
@@ -14,6 +15,8 @@ from guardtrain.plan.search import METHODS, Candidate, Plan, best
 from guardtrain.plan.states import trained_parameters
 
 HOUR = 3600
+# Of what is predicted, what a job asks for: hosts hold more than this counts, and queues end a job at its time.
+MORE_MEMORY, MORE_TIME, START_HOURS = 1.1, 1.5, 1.0
 
 
 def show(plan: Plan, arguments: list[str], *, console: Console, price: float | None) -> None:
@@ -53,8 +56,15 @@ def commands(plan: Plan, candidate: Candidate, arguments: list[str]) -> list[str
     line += ["--nodes", str(cluster.nodes), "--gpus-per-node", str(cluster.gpus_per_node)]
     if cluster.nodes == 1:
         return [shlex.join(line)]
-    memory = round(candidate.host.total / GIB * 1.1) + 1
-    return [shlex.join([*line, "--slurm", f"--sbatch=--mem={memory}G"]), shlex.join(line)]
+    asked = [f"--sbatch={option}" for option in job_resources(plan, candidate)]
+    return [shlex.join([*line, "--slurm", *asked]), shlex.join(line)]
+
+
+def job_resources(plan: Plan, candidate: Candidate) -> list[str]:
+    """Options of sbatch beside nodes and GPUs: memory of a node, and time as days-hours:minutes:seconds."""
+    memory = math.ceil(candidate.host.total / GIB * MORE_MEMORY)
+    minutes = math.ceil(60 * (hours(plan, candidate) * MORE_TIME + START_HOURS))
+    return [f"--mem={memory}G", f"--time={minutes // 1440}-{minutes // 60 % 24:02}:{minutes % 60:02}:00"]
 
 
 def overrides(plan: Plan, candidate: Candidate) -> list[str]:

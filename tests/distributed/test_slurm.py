@@ -75,6 +75,21 @@ def test_a_signal_in_mid_run_requeues_the_job_and_no_step_is_lost_or_repeated(
     assert len({path.split("/")[1] for path in ranks}) == 2, f"a log of each rank: {ranks}"
 
 
+def test_the_folder_of_a_plan_runs_as_a_job(slurm: Slurm, tiny_recipe: list[str], tmp_path: Path) -> None:
+    recipe = [*tiny_recipe, "distributed.strategy=zero3", "train.max_steps=3", f"output.dir={tmp_path}/run"]
+    environment = {**slurm.environment, **rank_environment(), "SLURM_CONF": slurm.environment["SLURM_CONF"]}
+    program = Path(sys.executable).with_name("guardtrain")
+    plan = [program, "plan", *recipe, "--cluster", "2x1xCPU", "--out", str(tmp_path / "plan")]
+    subprocess.run(plan, env=environment, capture_output=True, check=True)
+    submitted = subprocess.run([tmp_path / "plan" / "run.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert submitted.returncode == 0, submitted.stderr
+    job = re.search(r"\d+", submitted.stdout)[0]
+    slurm.wait("the end", lambda: slurm.states(job) == ["COMPLETED"] or "FAILED" in slurm.states(job))
+    assert slurm.states(job) == ["COMPLETED"], logs(tmp_path)
+    assert len(steps_of(tmp_path / "run")) == 3
+    assert "2 ranks under DeepSpeed ZeRO-3" in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_a_chain_of_jobs_where_requeueing_is_forbidden(
     slurm: Slurm, submit: Callable[..., str], uninterrupted: list[dict[str, float]], tmp_path: Path
 ) -> None:

@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from guardtrain.overrides import load_recipe
 
 GUARDTRAIN = Path(sys.executable).with_name("guardtrain")
 
@@ -62,6 +65,53 @@ def test_on_one_gpu_it_says_train() -> None:
     sizes = [size for kind, size in parts.items() if kind != "moment"]
     assert sum(sizes) + plan["chosen"]["reserved_bytes"] == pytest.approx(plan["chosen"]["gpu_bytes"], abs=len(sizes))
     assert sum(plan["chosen"]["step_terms"].values()) == pytest.approx(plan["chosen"]["step_seconds"])
+
+
+def test_the_folder_of_a_plan_for_several_nodes_holds_what_runs_it(tmp_path: Path) -> None:
+    folder = tmp_path / "plans" / "8b"
+    wanted = ["guard", "model.name=llama-3.1-8b", "model.method=full", "train.learning_rate=1e-6"]
+    done = run("plan", *wanted, "--cluster", "2x8xH100", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert all(
+        f"wrote: {folder / file}" in done.stdout for file in ("recipe.yaml", "accelerate.yaml", "deepspeed.json", "run.sh")
+    )
+    again = run("plan", str(folder / "recipe.yaml"), "--cluster", "2x8xH100", "--json")
+    plan = json.loads(again.stdout)
+    chosen = plan["chosen"]
+    for key in ("strategy", "method", "pack_tokens", "packs_per_step", "gradient_checkpointing"):
+        assert plan["as_asked"][key] == chosen[key], "the recipe is the plan"
+    assert load_recipe(str(folder / "recipe.yaml"), []).train.learning_rate == 1e-6
+    configuration = load_config_from_file(str(folder / "accelerate.yaml"))
+    assert (configuration.num_machines, configuration.num_processes) == (2, 16)
+    engine = json.loads(Path(configuration.deepspeed_config["deepspeed_config_file"]).read_text())
+    assert f"zero{engine['zero_optimization']['stage']}" == chosen["strategy"][:5]
+    script = (folder / "run.sh").read_text()
+    assert " --nodes=2 --gpus-per-node=8 --mem=" in script
+    assert " --time=0-0" in script
+    by_hand = next(line for line in script.splitlines() if line.startswith("#   NNODES=2"))[1:].replace("FIRST_HOST", "10.0.0.1")
+    shell = ["bash", "-c", f"set --; here={shlex.quote(str(folder))}; export DRY_RUN=1; {by_hand}"]
+    line = subprocess.run(shell, capture_output=True, text=True, check=True).stdout
+    assert f"--config_file {folder}/accelerate.yaml --num_machines 2 --machine_rank 0 --num_processes 16" in line
+    assert f"-m guardtrain.train {folder}/recipe.yaml" in line
+
+
+def test_the_folder_of_a_plan_for_one_process(tmp_path: Path) -> None:
+    done = run("plan", "guard", "--cluster", "L4", "--out", "mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["recipe.yaml", "run.sh"]
+    assert 'exec guardtrain train "$here/recipe.yaml" "$@"' in (tmp_path / "mine" / "run.sh").read_text()
+
+
+def test_nothing_is_written_over_and_nothing_for_a_plan_that_does_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "run.sh").write_text("mine")
+    done = run("plan", "guard", "--cluster", "L4", "--out", "there", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "ConfigError: --out there: is there already, expected a new or empty folder"
+    assert (tmp_path / "there" / "run.sh").read_text() == "mine"
+    done = run("plan", "guard", "model=llama-3.1-70b", "--cluster", "1x4090", "--out", "absent", cwd=tmp_path)
+    assert done.returncode == 1
+    assert not (tmp_path / "absent").exists()
 
 
 def test_nothing_fits_is_exit_code_1_with_the_nearest_that_would() -> None:
