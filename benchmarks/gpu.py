@@ -3,7 +3,8 @@
     python benchmarks/gpu.py --shared ../shared --out benchmarks/results/gpu.json
 
 The model has the geometry of Qwen3-0.6B, random weights and Qwen3's real tokenizer: speed does not depend on what is in the
-weights. A part that fails is recorded with its error, and the others go on. `--tiny` is a rehearsal without a GPU.
+weights. The planner is held against Llama 3.1's geometries besides, with Llama 3's tokenizer (tests/fetch_tokenizers.sh). A part
+that fails is recorded with its error, and the others go on. `--tiny` is a rehearsal without a GPU.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from giants import random_model, write_giant
 from rich.console import Console
 from step_time import real_rows, write_guards
 
@@ -31,7 +34,7 @@ from guardtrain.bench.step import StepOptions, bench_step, results_table
 from guardtrain.bench.work import policy_of_length
 from guardtrain.config import DataConfig, Recipe
 from guardtrain.environment import describe_environment
-from guardtrain.model.load import load_tokenizer
+from guardtrain.model.load import cache_dir, load_tokenizer
 from guardtrain.model.loss import loss_kernel
 from guardtrain.overrides import build_recipe, dump_recipe
 from guardtrain.train.job import build_job
@@ -57,6 +60,19 @@ TINY |= {"num_key_value_heads": 1, "head_dim": 16}
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 POLICY_TOKENS = 200
 ROOT = Path(__file__).parents[1]
+LLAMA_TOKENIZER = Path(os.environ.get("GUARDTRAIN_LLAMA3_TOKENIZER") or cache_dir() / "tokenizers" / "llama3")
+# Name, shipped geometry, layers of it or all, method, tokens of a pack, gradient checkpointing.
+GIANTS = [
+    ("8B", "llama-3.1-8b", None, "qlora", 1024, True),
+    ("8B", "llama-3.1-8b", None, "qlora", 2048, True),
+    ("8B", "llama-3.1-8b", None, "qlora", 4096, False),
+    ("8B", "llama-3.1-8b", None, "lora", 4096, True),
+    ("8B", "llama-3.1-8b", None, "lora", 8192, True),
+    ("70B", "llama-3.1-70b", None, "qlora", 1024, True),
+    ("70B", "llama-3.1-70b", None, "qlora", 4096, True),
+    ("one layer of 405B", "llama-3.1-405b", 1, "lora", 4096, False),
+    ("two layers of 405B", "llama-3.1-405b", 2, "lora", 4096, False),
+]
 # TRL is judged by the best of these.
 PEERS: dict[str, dict[str, Any]] = {
     "peers by sdpa": {},
@@ -194,7 +210,9 @@ def sharing(work: Path, is_tiny: bool, config: str) -> dict[str, Any]:
     }
 
 
-def planning(work: Path, is_tiny: bool, method: str, pack_tokens: int, checkpointing: bool) -> dict[str, Any]:
+def planning(
+    work: Path, is_tiny: bool, method: str, pack_tokens: int, checkpointing: bool, model: str = "model"
+) -> dict[str, Any]:
     """Peak memory and speed beside what `guardtrain plan` says of the same recipe on this device."""
     from guardtrain.plan.geometry import read_geometry
     from guardtrain.plan.hardware import DEVICES, parse_cluster
@@ -202,11 +220,11 @@ def planning(work: Path, is_tiny: bool, method: str, pack_tokens: int, checkpoin
     from guardtrain.plan.workload import workload_of
 
     values = {"pack_tokens": 1024 if is_tiny else pack_tokens, "gradient_checkpointing": checkpointing, "max_steps": 9}
-    wanted = recipe(work, method, **values)
+    wanted = recipe(work, method, model=model, **values)
     figures = measured(trainer_of(wanted))
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     known = next((name for name in DEVICES if name.partition("-")[0] in here.lower()), "cpu")
-    planned = as_asked(wanted, read_geometry(str(work / "model")), workload_of(wanted), parse_cluster(known))
+    planned = as_asked(wanted, read_geometry(wanted.model.name), workload_of(wanted), parse_cluster(known))
     return {
         **figures,
         "device_of_the_plan": planned.cluster.device.name,
@@ -215,6 +233,17 @@ def planning(work: Path, is_tiny: bool, method: str, pack_tokens: int, checkpoin
         "predicted_peak": {"moment": planned.peak.name, **{kind: round(size) for kind, size in planned.peak.parts.items()}},
         "predicted_terms": planned.time.terms,
     }
+
+
+def planning_giant(
+    work: Path, is_tiny: bool, geometry: str, layers: int | None, method: str, pack_tokens: int, checkpointing: bool
+) -> dict[str, Any]:
+    """`planning` for a shipped geometry, or so many layers of it: what two take more than one is a layer's."""
+    folder = work / f"{geometry}-{layers or 'all'}"
+    if not folder.exists():
+        write_giant(folder, geometry, LLAMA_TOKENIZER, layers=layers, is_tiny=is_tiny)
+    with unittest.mock.patch("guardtrain.train.loading.load_model", random_model):
+        return planning(work, is_tiny, method, pack_tokens, checkpointing, model=folder.name)
 
 
 # Each runs in a process of its own: nothing of one part's memory or compiled kernels is in another's figures.
@@ -249,6 +278,12 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
         )
     },
     **{
+        f"planning, {name}, {method}, {pack_tokens}{', checkpointing' * checkpointing}": functools.partial(
+            planning_giant, geometry=geometry, layers=layers, method=method, pack_tokens=pack_tokens, checkpointing=checkpointing
+        )
+        for name, geometry, layers, method, pack_tokens, checkpointing in GIANTS
+    },
+    **{
         f"sharing, {config}": functools.partial(sharing, config=config)
         for config in ("single_gpu", "zero2", "zero3", "zero2_offload", "zero3_offload")
     },
@@ -258,10 +293,12 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
 # --- what the parts share
 
 
-def recipe(work: Path, method: str, *, attention: str = "auto", weight: float = 1.0, **train: Any) -> Recipe:
+def recipe(
+    work: Path, method: str, *, model: str = "model", attention: str = "auto", weight: float = 1.0, **train: Any
+) -> Recipe:
     """Both modes of every real row, every reason trained; nothing saved or watched on the way."""
     tree = {
-        "model": {"name": str(work / "model"), "method": method, "attention": attention, "dtype": "bfloat16"},
+        "model": {"name": str(work / model), "method": method, "attention": attention, "dtype": "bfloat16"},
         "task": {"modes": ["off", "on"], "on_share": 1.0, "policy": (work / "policy.txt").read_text()},
         "data": {"train": [{"path": str(work / "guards.jsonl"), "weight": weight}], "max_prompt_tokens": 4096},
         "train": {"watch_steps": 0, "log_steps": 1000, "save_steps": 1_000_000, **train},
