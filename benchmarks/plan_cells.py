@@ -3,9 +3,9 @@
     python benchmarks/plan_cells.py --out benchmarks/results/plan_cpu.json
 
 Every cell is a real `accelerate launch` of a recipe on starter rows. Memory: bytes of all tensors of the rank that needs most,
-through loading, the engine's start and four steps. Time: the median of the later ones, which run uncounted. Predicted by
+through loading, the engine's start and four steps. Time: the median of the twelve later ones, which run uncounted. Predicted by
 `guardtrain plan`'s own functions from the recipe, the model's config.json and this machine's figures, which `guardtrain bench
-device` measures first with as many ranks and threads; nothing of the cell's own run enters.
+device RECIPE` measures first with as many ranks and threads; nothing of the cell's own run enters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from guardtrain.plan.search import Candidate, as_asked, assess
 from guardtrain.plan.workload import workload_of
 
 ROOT = Path(__file__).parents[1]
-STEPS, COUNTED = 8, 4
+STEPS, COUNTED = 16, 4
 # Small models would drown in the shipped files' buckets of 200 million elements.
 SMALL_BUCKET = 4_000_000
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
@@ -131,24 +131,14 @@ def main() -> None:
     parser.add_argument("--only", help="cells whose name contains this")
     parser.add_argument("--measured", type=Path, help="an earlier result: predict anew for its cells and devices")
     args = parser.parse_args()
-    before = {"cells": [], "devices": {}} if args.measured is None else json.loads(args.measured.read_text())
-    earlier = {each["cell"]: each for each in before["cells"]}
+    before = {} if args.measured is None else {each["cell"]: each for each in json.loads(args.measured.read_text())["cells"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        devices: dict[tuple[int, str], Path] = {}
-        for cell in CELLS:
-            if known := before["devices"].get(f"{cell.ranks} ranks, {cell.dtype}"):
-                devices[cell.ranks, cell.dtype] = device_file(cell, work)
-                device_file(cell, work).write_text(json.dumps(known))
-        results = [
-            compared(cell, work, devices, earlier.get(cell.name)) for cell in CELLS if args.only is None or args.only in cell.name
-        ]
-        described = {f"{ranks} ranks, {dtype}": json.loads(path.read_text()) for (ranks, dtype), path in devices.items()}
+        results = [compared(cell, work, before.get(cell.name)) for cell in CELLS if args.only is None or args.only in cell.name]
     worst = sorted(results, key=lambda each: -abs(each["memory_error"]))
     document = {
         "command": shlex.join(["python", *sys.argv]),
         "environment": describe_environment(),
-        "devices": described,
         "cells": worst,
     }
     args.out.write_text(json.dumps(document, indent=1) + "\n")
@@ -156,19 +146,19 @@ def main() -> None:
         print(f"memory {each['memory_error']:+.1%}  time {each['time_error']:+.1%}  {each['cell']}")
 
 
-def compared(cell: Cell, work: Path, devices: dict[tuple[int, str], Path], earlier: dict[str, Any] | None) -> dict[str, Any]:
+def compared(cell: Cell, work: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
     """What a cell took and what was predicted for it; errors relative to what was measured. earlier: when it was."""
     model = model_folder(cell.model, work)
-    shape = (cell.ranks, cell.dtype)
-    if shape not in devices:
-        devices[shape] = device_file(cell, work)
-        probe = ["bench", "device", "--ranks", str(cell.ranks), "--dtype", cell.dtype, "--threads", str(threads(cell))]
-        run([str(Path(sys.executable).with_name("guardtrain")), *probe, "--json-file", str(devices[shape])], cell, work)
+    device = work / "device.json"
     if earlier is None:
+        probe = [str(Path(sys.executable).with_name("guardtrain")), "bench", "device", *recipe_of(cell, model)]
+        probe += ["--ranks", str(cell.ranks), "--dtype", cell.dtype, "--threads", str(threads(cell)), "--json-file", str(device)]
+        run(probe, cell, work)
         counted, seconds = trained(cell, model, work)
     else:
+        device.write_text(json.dumps(earlier["device"]))
         counted, seconds = earlier["measured_bytes"], earlier["measured_seconds"]
-    predicted = prediction(cell, read_geometry(model), read_device(devices[shape]))
+    predicted = prediction(cell, read_geometry(model), read_device(device))
     result = {
         "cell": cell.name,
         "measured_bytes": counted,
@@ -179,14 +169,15 @@ def compared(cell: Cell, work: Path, devices: dict[tuple[int, str], Path], earli
         "predicted_seconds": predicted.time.total,
         "time_error": predicted.time.total / seconds - 1,
         "terms": predicted.time.terms,
+        "device": json.loads(device.read_text()),
     }
     print(json.dumps(result), file=sys.stderr)
     return result
 
 
-def device_file(cell: Cell, work: Path) -> Path:
-    """Where the figures of the machine lie, as so many ranks in this format see it."""
-    return work / f"device-{cell.ranks}-{cell.dtype}.json"
+def recipe_of(cell: Cell, model: str) -> list[str]:
+    """The recipe and its overrides."""
+    return ["quickstart", f"model.name={model}", *cell.overrides]
 
 
 def prediction(cell: Cell, geometry: Geometry, device: Device) -> Candidate:
@@ -211,8 +202,16 @@ def prediction(cell: Cell, geometry: Geometry, device: Device) -> Candidate:
 def trained(cell: Cell, model: str, work: Path) -> tuple[int, float]:
     """(most tensor bytes of any rank, median seconds of a later step)."""
     folder = Path(tempfile.mkdtemp(dir=work))
-    recipe = ["quickstart", f"model.name={model}", *cell.overrides, f"train.max_steps={STEPS}", "train.log_steps=1"]
-    recipe += ["train.watch_steps=0", "train.save_steps=1000", "train.epochs=100", "evaluate.max_rows=8", "evaluate.modes=[off]"]
+    recipe = [
+        *recipe_of(cell, model),
+        f"train.max_steps={STEPS}",
+        "train.log_steps=1",
+        "train.watch_steps=0",
+        "train.save_steps=1000",
+        "train.epochs=100",
+        "evaluate.max_rows=8",
+        "evaluate.modes=[off]",
+    ]
     recipe += [f"output.dir={folder / 'run'}"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration(cell, folder))]
     launch += ["--num_processes", str(cell.ranks), "--main_process_port", "0", str(ROOT / "benchmarks/plan_rank.py"), *recipe]

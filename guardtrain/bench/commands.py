@@ -62,19 +62,29 @@ def bench_step_time(
 
 @bench_app.command("device")
 def bench_device(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Measure products and attention as its model and packs have them.")
+    ] = None,
+    overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(min=1, help="Processes that work at the same time: GPUs, or shares of a CPU.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what products are computed in.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process on a CPU.")] = None,
+    geometry: Annotated[str | None, typer.Option(help="A config.json, when the recipe's model is not here.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="The recipe's training rows, when the data are not here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", help="Write it here, for `guardtrain plan --device`.")] = None,
 ) -> None:
     """Measure this machine for the planner: products, memory, operators, collectives."""
     start()
-    from guardtrain.bench.device import measure_device, to_json
+    from guardtrain.bench.device import measure_device, shapes_of_recipe, to_json
+    from guardtrain.overrides import load_recipe
 
     check_writable("--json-file", json_file)
     if dtype not in {"float32", "bfloat16", "float16"}:
         raise ConfigError("unknown format", where="--dtype", expected="float32, bfloat16 or float16", found=dtype)
-    measured = to_json(measure_device(ranks=ranks, compute=cast(Any, dtype), threads=threads))
+    shapes = None
+    if recipe is not None:
+        shapes = shapes_of_recipe(load_recipe(recipe, overrides or []), cast(Any, dtype), geometry=geometry, rows=rows)
+    measured = to_json(measure_device(ranks=ranks, compute=cast(Any, dtype), threads=threads, shapes=shapes))
     if json_file:
         json_file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     print_json(measured)

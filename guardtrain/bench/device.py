@@ -1,4 +1,8 @@
-"""Measures a device for the planner: what products, memory, operators and collectives reach while all ranks are at work."""
+"""Measures a device for the planner: what products, memory, operators and collectives reach while all ranks are at work.
+
+Products and attention of small matrices reach less than those of large ones, and in half precision on a CPU a third of it:
+`shapes_of` has them measured as a recipe's model and packs have them.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,101 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from guardtrain.config import Recipe
+from guardtrain.plan.activations import has_adapter, head_trains
+from guardtrain.plan.geometry import Geometry, read_geometry
 from guardtrain.plan.hardware import Device
-from guardtrain.plan.setup import Compute
+from guardtrain.plan.setup import Compute, Setup, block_tokens, setup_of
 from guardtrain.plan.step_time import ATTENTION_PRODUCTS, LINK_EFFICIENCY, OPERATORS
+from guardtrain.plan.workload import workload_of
 from guardtrain.train.memory import keep_freed_memory
 
-# Products as in models of 0.1 to 1 billion parameters: (tokens, inputs, outputs). Large GPUs are measured on larger ones.
-CPU_SHAPES = ((512, 576, 1536), (512, 1024, 3072), (512, 1536, 576))
-GPU_SHAPES = ((4096, 4096, 14336), (4096, 4096, 4096), (4096, 14336, 4096))
-CPU_ELEMENTS, GPU_ELEMENTS = 2**24, 2**27
+
+@dataclass(frozen=True)
+class Product:
+    """A linear layer's: (tokens, inputs) times (inputs, outputs), `count` times. trains: whether its weights do."""
+
+    tokens: int
+    inputs: int
+    outputs: int
+    count: int = 1
+    trains: bool = True
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of the forward, of the inputs' gradient and, where it trains, the weights'."""
+        return self.count * (3 if self.trains else 2) * 2 * self.tokens * self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is measured: products, and attention of a block of rows, `queries` that see a policy and themselves: `keys`."""
+
+    products: tuple[Product, ...]
+    heads: int = 8
+    queries: int = 192
+    keys: int = 288
+    width: int = 64
+
+
+# As in models of 0.1 to 1 billion parameters. Large GPUs are measured on larger ones.
+CPU_SHAPES = Shapes((Product(512, 576, 1536), Product(512, 1024, 3072), Product(512, 1536, 576)))
+GPU_SHAPES = Shapes((Product(4096, 4096, 14336), Product(4096, 4096, 4096), Product(4096, 14336, 4096)))
+# Far more than caches hold: what of 64 MiB lies in one differs from run to run, and with it the result by half.
+CPU_ELEMENTS, GPU_ELEMENTS = 2**26, 2**27
 REDUCED_ELEMENTS = 2**23
 TRIALS = 7
 
 
-def measure_device(*, ranks: int = 1, compute: Compute = "float32", threads: int | None = None) -> Device:
-    """The device of this machine as `ranks` processes that work at the same time see it; threads: of each on a CPU."""
+def shapes_of(geometry: Geometry, setup: Setup) -> Shapes:
+    """The products of one pack, and where sdpa computes attention one block of it, as `setup` has them."""
+    pack, layers = setup.pack, geometry.num_layers
+    products = [
+        Product(pack.tokens, *shape, count=layers, trains=not setup.is_adapter) for shape in geometry.linear_shapes.values()
+    ]
+    products.append(Product(pack.supervised_tokens, geometry.hidden_size, geometry.vocab_size, trains=head_trains(setup)))
+    if setup.is_adapter:
+        adapted = [shape for name, shape in geometry.linear_shapes.items() if has_adapter(name, setup)]
+        products += [Product(pack.tokens, inputs, setup.lora_rank, count=layers) for inputs, _ in adapted]
+        products += [Product(pack.tokens, setup.lora_rank, outputs, count=layers) for _, outputs in adapted]
+    if setup.attention != "sdpa":
+        return Shapes(tuple(products))
+    block = round(block_tokens(pack))
+    return Shapes(tuple(products), geometry.num_heads, block, pack.root_tokens + block, geometry.head_dim)
+
+
+def shapes_of_recipe(recipe: Recipe, compute: Compute, *, geometry: str | None = None, rows: int | None = None) -> Shapes:
+    """`shapes_of` a recipe as it trains on this machine. geometry, rows: for a model and data that are elsewhere."""
+    attention = recipe.model.attention
+    if attention == "auto":
+        attention = "flex" if torch.cuda.is_available() else "sdpa"
+    pack = workload_of(recipe, rows=rows).pack(recipe.train.pack_tokens, is_padded=attention == "flex")
+    setup = setup_of(recipe, "ddp", ranks=1, pack=pack, compute=compute, attention=attention)
+    return shapes_of(read_geometry(geometry or recipe.model.name), setup)
+
+
+def measure_device(
+    *, ranks: int = 1, compute: Compute = "float32", threads: int | None = None, shapes: Shapes | None = None
+) -> Device:
+    """The device of this machine as `ranks` processes that work at the same time see it.
+
+    threads: of each on a CPU. shapes: None for usual ones.
+    """
+    shapes = shapes or (GPU_SHAPES if torch.cuda.is_available() else CPU_SHAPES)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     processes = [
-        context.Process(target=_measure_rank, args=(rank, ranks, port, compute, threads, results)) for rank in range(ranks)
+        context.Process(target=_measure_rank, args=(rank, ranks, port, compute, threads, shapes, results))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -62,7 +135,7 @@ def _device(figures: dict[str, float]) -> Device:
     )
 
 
-def _measure_rank(rank: int, ranks: int, port: int, compute: Compute, threads: int | None, results: Any) -> None:
+def _measure_rank(rank: int, ranks: int, port: int, compute: Compute, threads: int | None, shapes: Shapes, results: Any) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -73,8 +146,8 @@ def _measure_rank(rank: int, ranks: int, port: int, compute: Compute, threads: i
     if not is_gpu:
         keep_freed_memory()  # as a run does: else every new tensor would be paid for in page faults
     figures = {
-        "flops": _flops(GPU_SHAPES if is_gpu else CPU_SHAPES, dtype, device),
-        "attention": _attention_flops(dtype, device),
+        "flops": _flops(shapes.products, dtype, device),
+        "attention": _attention_flops(shapes, dtype, device),
         "memory": _memory_bandwidth(GPU_ELEMENTS if is_gpu else CPU_ELEMENTS, device),
         "host": _host_bandwidth(device),
         "launch": _launch_seconds(device),
@@ -84,29 +157,31 @@ def _measure_rank(rank: int, ranks: int, port: int, compute: Compute, threads: i
     torch.distributed.destroy_process_group()
 
 
-def _flops(shapes: tuple[tuple[int, int, int], ...], dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second over all shapes, forward and both gradients, as a linear layer asks for them."""
-    seconds, operations = 0.0, 0
-    for tokens, inputs, outputs in shapes:
-        x = torch.randn(tokens, inputs, dtype=dtype, device=device)
-        weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
-        grad = torch.randn(tokens, outputs, dtype=dtype, device=device)
+def _flops(products: tuple[Product, ...], dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second over all products, as linear layers ask for them."""
+    seconds = 0.0
+    for product in products:
+        x = torch.randn(product.tokens, product.inputs, dtype=dtype, device=device)
+        weight = torch.randn(product.outputs, product.inputs, dtype=dtype, device=device)
+        grad = torch.randn(product.tokens, product.outputs, dtype=dtype, device=device)
 
-        def products(x: torch.Tensor = x, weight: torch.Tensor = weight, grad: torch.Tensor = grad) -> None:
-            torch.mm(x, weight.t())
-            torch.mm(grad, weight)
-            torch.mm(grad.t(), x)
-
-        seconds += _seconds(products, device)
-        operations += 3 * 2 * tokens * inputs * outputs
-    return operations / seconds
+        seconds += product.count * _seconds(partial(_multiply, x, weight, grad, trains=product.trains), device)
+    return sum(product.operations for product in products) / seconds
 
 
-def _attention_flops(dtype: torch.dtype, device: torch.device) -> float:
+def _multiply(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, *, trains: bool) -> None:
+    """The products of a linear layer: its output, its input's gradient and, where it trains, its weights'."""
+    torch.mm(x, weight.t())
+    torch.mm(grad, weight)
+    if trains:
+        torch.mm(grad.t(), x)
+
+
+def _attention_flops(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of attention in both directions: of a block of rows that sees a policy and itself, under a mask."""
-    heads, queries, keys, width = 8, 192, 288, 64
-    shapes = ((1, heads, queries, width), (1, heads, keys, width), (1, heads, keys, width))
-    query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
+    heads, queries, keys, width = shapes.heads, shapes.queries, shapes.keys, shapes.width
+    sizes = ((1, heads, queries, width), (1, heads, keys, width), (1, heads, keys, width))
+    query, key, value = (torch.randn(size, dtype=dtype, device=device, requires_grad=True) for size in sizes)
     mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
     def both_ways() -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 # One chunk of float32 logits: 128 MiB, 682 tokens of SmolLM2's vocabulary, 220 of Qwen3's.
@@ -33,8 +32,37 @@ def weighted_nll_sum(logits_NV: torch.Tensor, targets_N: torch.Tensor, weights_N
 
     logits_NV: float, shape (N, V), the outputs that predict each supervised token; targets_N: int64; weights_N: float32.
     """
-    nll_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-    return (nll_N * weights_N).sum()
+    loss: torch.Tensor = _WeightedNll.apply(logits_NV, targets_N, weights_N)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _WeightedNll(torch.autograd.Function):
+    """Cross-entropy that keeps one float32 tensor of the logits' shape, first their exponentials, then their gradient.
+
+    torch's own has three in its backward: log-probabilities, the gradient that comes and the one that goes. Large tensors are
+    what a CPU's step waits for, and with large vocabularies the peak of a GPU's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
+        """Returns a scalar."""
+        scores_NV = logits_NV.to(torch.float32, copy=True)
+        scores_NV.sub_(scores_NV.amax(dim=1, keepdim=True))
+        of_targets_N = scores_NV.gather(1, targets_N[:, None])[:, 0]
+        sums_N = scores_NV.exp_().sum(dim=1)
+        ctx.dtype = logits_NV.dtype
+        ctx.save_for_backward(scores_NV, targets_N, weights_N, sums_N)
+        return ((sums_N.log() - of_targets_N) * weights_N).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Weight times probability, less the weight at the target. The kept tensor becomes it: a second backward raises."""
+        gradient_NV, targets_N, weights_N, sums_N = ctx.saved_tensors
+        scaled_N = weights_N * grad
+        gradient_NV.mul_((scaled_N / sums_N)[:, None])
+        gradient_NV.scatter_add_(1, targets_N[:, None], -scaled_N[:, None])
+        return gradient_NV.to(ctx.dtype), None, None
 
 
 def pack_loss_sum(model: Any, inputs: dict[str, Any], head: torch.nn.Module | None) -> torch.Tensor:

@@ -11,11 +11,9 @@ a pack, S supervised ones. "c" is the bytes of a number in the computing format,
 from __future__ import annotations
 
 from guardtrain.plan.geometry import Geometry
-from guardtrain.plan.setup import BLOCK_TOKENS, CHUNK_ELEMENTS, CHUNK_TOKENS_OF_A_TRAINED_HEAD, Setup
+from guardtrain.plan.setup import CHUNK_ELEMENTS, CHUNK_TOKENS_OF_A_TRAINED_HEAD, Setup, block_tokens
 
 FLOAT = 4
-# Of log-softmax's backward: its output, the gradient that comes and the one that goes.
-SOFTMAX_COPIES = 3
 
 
 def kept_by_layer(geometry: Geometry, setup: Setup) -> float:
@@ -73,8 +71,9 @@ def chunk_tokens(geometry: Geometry, setup: Setup) -> int:
 
 
 def _softmax_work(geometry: Geometry, setup: Setup) -> float:
+    """Logits as the layer gives them, and in float32."""
     chunk = chunk_tokens(geometry, setup)
-    return SOFTMAX_COPIES * FLOAT * chunk * geometry.vocab_size + _summed_head_gradients(geometry, setup)
+    return (setup.compute_bytes + FLOAT) * chunk * geometry.vocab_size + _summed_head_gradients(geometry, setup)
 
 
 def _head_gradient_work(geometry: Geometry, setup: Setup) -> float:
@@ -139,7 +138,7 @@ def _sdpa(geometry: Geometry, setup: Setup) -> float:
     """Queries and outputs; keys and values for every query head, once whole and once for each block with the root before it; a
     mask for each block, as numbers."""
     compute, pack, queries = setup.compute_bytes, setup.pack, geometry.query_width
-    block = max(pack.row_tokens, BLOCK_TOKENS + pack.row_tokens / 2)
+    block = block_tokens(pack)
     below = pack.tokens - pack.root_tokens
     seen = pack.root_tokens + block
     # In float32 residuals autocast casts the keys block by block, and the whole ones go.

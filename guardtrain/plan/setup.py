@@ -40,6 +40,11 @@ class PackShape:
         return (below * (self.root_tokens + self.row_tokens / 2) + self.root_tokens**2 / 2) / self.tokens
 
 
+def block_tokens(pack: PackShape) -> float:
+    """Tokens of rows that sdpa computes at a time: rows fill a block of BLOCK_TOKENS, the last reaches over its end."""
+    return max(pack.row_tokens, BLOCK_TOKENS + pack.row_tokens / 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """DeepSpeed's part, from its file. Buckets in elements. hpz_ranks: GPUs that hold a second copy among them, 1 for none."""

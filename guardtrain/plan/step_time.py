@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from guardtrain.plan.activations import chunk_tokens, has_adapter, head_trains
 from guardtrain.plan.geometry import Geometry
 from guardtrain.plan.hardware import Cluster
-from guardtrain.plan.setup import BLOCK_TOKENS, Setup
+from guardtrain.plan.setup import Setup, block_tokens
 from guardtrain.plan.states import FLOAT, NF4_BYTES, frozen_bytes, trained_layers, trained_parameters
 
 # Reads and writes of a width by element-wise operators in the forward of a layer, and in its backward: two norms and two sums on
@@ -85,7 +85,7 @@ def attention_flops(geometry: Geometry, setup: Setup) -> float:
     pack = setup.pack
     seen = pack.seen_tokens
     if setup.attention == "sdpa":  # masks are computed through
-        seen = pack.root_tokens + max(pack.row_tokens, BLOCK_TOKENS + pack.row_tokens / 2)
+        seen = pack.root_tokens + block_tokens(pack)
     one_layer = 4 * pack.tokens * seen * geometry.query_width
     layers, below = trained_layers(geometry, setup), geometry.num_layers - trained_layers(geometry, setup)
     return one_layer * (layers * (ATTENTION_PRODUCTS + setup.gradient_checkpointing) + below)

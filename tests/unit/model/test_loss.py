@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from guardtrain.bench.account import TensorAccount
 from guardtrain.model.loss import chunk_tokens, chunkable_head, chunked_loss, loss_in_head, weighted_nll_sum
 
 HIDDEN, VOCABULARY, TOKENS = 8, 50, 23
@@ -24,6 +25,37 @@ def test_a_weighted_sum_by_hand() -> None:
     logits_NV = torch.tensor([[0.0, 0.0], [0.0, 100.0]])
     found = weighted_nll_sum(logits_NV, torch.tensor([0, 1]), torch.tensor([3.0, 5.0]))
     assert found.item() == pytest.approx(3 * 0.6931472)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_torchs_cross_entropy_and_its_gradient(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    targets_N, weights_N = torch.randint(VOCABULARY, (TOKENS,)), torch.rand(TOKENS)
+    # Far from zero and far apart: exponentials of these would overflow.
+    logits_NV = (300 + 40 * torch.randn(TOKENS, VOCABULARY)).to(dtype).requires_grad_()
+    found = 0.7 * weighted_nll_sum(logits_NV, targets_N, weights_N)
+    nll_N = torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+    expected = 0.7 * (nll_N * weights_N).sum()
+    torch.testing.assert_close(found, expected)
+    right = torch.autograd.grad(expected, logits_NV)[0]
+    before = logits_NV.detach().clone()
+    gradient = torch.autograd.grad(found, logits_NV, retain_graph=True)[0]
+    assert gradient.dtype is dtype
+    torch.testing.assert_close(gradient, right)
+    assert torch.equal(logits_NV, before), "the caller's logits are the caller's"
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(found, logits_NV)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_has_one_float32_tensor_of_the_logits_shape(dtype: torch.dtype) -> None:
+    """Eight bytes a logit at the peak, the given logits and their gradient among them; torch's own cross-entropy takes more."""
+    tokens, vocabulary = 64, 5000
+    with TensorAccount() as account:
+        logits_NV = torch.randn(tokens, vocabulary, dtype=dtype, requires_grad=True)
+        targets_N, weights_N = torch.randint(vocabulary, (tokens,)), torch.rand(tokens)
+        weighted_nll_sum(logits_NV, targets_N, weights_N).backward()
+    assert account.peak < 8.2 * tokens * vocabulary
 
 
 @pytest.mark.parametrize("chunk", [1, 5, TOKENS, 100])

@@ -38,9 +38,6 @@ def test_a_run_takes_the_memory_and_the_time_that_are_planned(measured: dict[str
     (cell,) = [each for each in plan_cells.CELLS if each.name == measured["cell"]]
     tree = plan_cells.GEOMETRIES.get(cell.model)
     geometry = read_geometry(cell.model) if tree is None else geometry_of({**tree, "vocab_size": VOCABULARY}, name="x", where="x")
-    device = Device(**RESULTS["devices"][f"{cell.ranks} ranks, {cell.dtype}"])
-    predicted = plan_cells.prediction(cell, geometry, device)
+    predicted = plan_cells.prediction(cell, geometry, Device(**measured["device"]))
     assert predicted.peak.total == pytest.approx(measured["measured_bytes"], rel=0.1)
-    # Half precision on a CPU follows no roofline: its products and element-wise operators are not what they are on a GPU.
-    if cell.dtype == "float32":
-        assert predicted.time.total == pytest.approx(measured["measured_seconds"], rel=0.25)
+    assert predicted.time.total == pytest.approx(measured["measured_seconds"], rel=0.25)
