@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from environment import describe_environment
 from rich.console import Console
 from rich.progress import Progress
 
+from guardtrain.environment import describe_environment
 from guardtrain.evaluate.attacks import attack_table, load_attacks
 from guardtrain.evaluate.runner import EvaluationMode
 from guardtrain.inference.defences import defended_scorer
