@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def _launch_files(recipe: Recipe, candidate: Candidate, folder: Path) -> dict[st
     files: dict[str, str] = {}
     if (engine := deepspeed_file(shipped)) is not None:
         files["deepspeed.json"] = engine.read_text("utf-8")
-        values["deepspeed_config_file"] = str(folder / "deepspeed.json")
+        values["deepspeed_config_file"] = json.dumps(str(folder / "deepspeed.json"))  # a string in YAML too
     return {"accelerate.yaml": _with_values(shipped.read_text("utf-8"), values), **files}
 
 
