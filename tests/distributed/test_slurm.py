@@ -87,7 +87,7 @@ def test_the_folder_of_a_plan_runs_as_a_job(slurm: Slurm, tiny_recipe: list[str]
     slurm.wait("the end", lambda: slurm.states(job) == ["COMPLETED"] or "FAILED" in slurm.states(job))
     assert slurm.states(job) == ["COMPLETED"], logs(tmp_path)
     assert len(steps_of(tmp_path / "run")) == 3
-    assert "2 ranks under DeepSpeed ZeRO-3" in (tmp_path / "run" / "train.log").read_text()
+    assert "2 ranks" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_a_chain_of_jobs_where_requeueing_is_forbidden(
