@@ -14,7 +14,7 @@ import torch
 
 from guardtrain.config import ModelConfig
 from guardtrain.json_files import read_object
-from guardtrain.model.load import _nf4
+from guardtrain.model.load import nf4_settings, ready
 from guardtrain.plan.geometry import MODELS
 
 SCALE = 0.02
@@ -46,7 +46,7 @@ def random_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(geometry, dtype=weights_dtype, attn_implementation=attention)
     if quantized:
-        quantizer = AutoHfQuantizer.from_config(_nf4(weights_dtype))
+        quantizer = AutoHfQuantizer.from_config(nf4_settings(weights_dtype))
         quantizer.preprocess_model(model=model, device_map={"": device}, dtype=weights_dtype)
     torch.manual_seed(0)
     for module in model.modules():
@@ -58,8 +58,7 @@ def random_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: 
     if quantized:
         quantizer.postprocess_model(model)
         model.hf_quantizer = quantizer  # as from_pretrained leaves it: the trainer asks it whether it can train
-    model.config.use_cache = False
-    return model
+    return ready(model, config, attention)
 
 
 def _drawn(parameter: torch.nn.Parameter, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:

@@ -1,7 +1,7 @@
 """Measures a device for the planner: what products, memory, operators and collectives reach while all ranks are at work.
 
-Products and attention of small matrices reach less than those of large ones, and in half precision on a CPU a third of it:
-`shapes_of` has them measured as a recipe's model and packs have them.
+Products and attention of small matrices reach less than those of large ones, attention of narrow heads in half precision on a CPU
+less than half of it: `shapes_of` has them measured as a recipe's model and packs have them.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ def any_guardrail(model: Guard | str, mode: EvaluationMode | None = None, p_mali
             self.model_id, self.judge = judge.name, judge
 
         def validate(self, input_text: str | list[str]) -> Any:
+            """Judge one text, or each of a list, as any-guardrail's own guards do."""
             texts = [input_text] if isinstance(input_text, str) else input_text
             start = time.perf_counter()
             judgements = self.judge([(Turn("user", text),) for text in texts])

@@ -88,7 +88,7 @@ def load_model(config: ModelConfig, weights_dtype: torch.dtype, *, quantized: bo
     if quantized:
         if source.gguf_file is not None:
             raise ModelError("a GGUF file cannot be quantised again", where=config.name, hint="use method lora, or the original")
-        arguments["quantization_config"] = _nf4(weights_dtype)
+        arguments["quantization_config"] = nf4_settings(weights_dtype)
     with loading_errors(config.name, "model"), quiet_progress_bars():
         model, loaded = AutoModelForCausalLM.from_pretrained(
             source.path, revision=config.revision or "main", output_loading_info=True, **arguments
@@ -114,7 +114,8 @@ def ready(model: Any, config: ModelConfig, attention: str) -> Any:
     return model
 
 
-def _nf4(compute_dtype: torch.dtype) -> Any:
+def nf4_settings(compute_dtype: torch.dtype) -> Any:
+    """4-bit NF4 with double quantisation, for transformers."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
