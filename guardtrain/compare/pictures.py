@@ -39,7 +39,8 @@ def differences_png(models: Models, path: Path) -> None:
 
 
 def _differences_figure(models: Models, colours: Mapping[str, str]) -> Figure:
-    shown = [name for name in (decisive_measure(models), "probe", SCORE) if name in measures_of(models)]
+    wanted = dict.fromkeys((decisive_measure(models), "probe", SCORE))
+    shown = [name for name in wanted if name in measures_of(models)]
     controls = [name for name in models if name != ORDINARY]
     figure = Figure(figsize=(WIDTH * 1.5, 1.0 + 0.26 * len(controls)), layout="constrained")
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,25 @@ def test_three_verdicts(mllr: float, matched: float, said: str, answer: str, has
     assert "3 seeds, 60 requests" in verdict(found)
     assert ("judged harmful" in verdict(found)) is has_judge
     assert deciding(found).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("refused", "measure", "sign"), [(0.04, "probe", "worse"), (0.06, "refused", "better")], ids=["nothing to lose", "something"]
+)
+def test_where_nothing_is_refused_the_probe_decides(refused: float, measure: str, sign: str) -> None:
+    found = models({"untuned": 1 - refused, "ordinary": 0.5, "mllr": 0.1, "norm-matched": 0.6}, has_judge=False)
+    of_untuned = [1.0] * round(refused * 50) + [0.0] * (50 - round(refused * 50))
+    for name, each in found.items():
+        for number, model in enumerate(each):
+            right = (10 if name == "mllr" else 45) + number
+            probe = {"probe": [1.0] * right + [0.0] * (50 - right)}
+            own = {"refused": of_untuned} if name == "untuned" else {}
+            found[name][number] = replace(model, values={**model.values, **probe, **own})
+    assert deciding(found).measure == measure
+    assert deciding(found).answer == sign
+    said = " ".join(warnings(found, judge="x", is_model=False, harmful_refusals=None))
+    assert ("refuses 4% of the harmful requests" in said) == (measure == "probe")
+    assert ("50 prompts" in verdict(found)) == (measure == "probe")
 
 
 def test_without_both_the_question_was_not_asked() -> None:
