@@ -3,10 +3,10 @@
     guardtrain secure smollm2-135m --out modules.json
     python benchmarks/secure_compare.py --modules modules.json --shared ../shared --out benchmarks/results/secure_compare
 
-A short benign tune (240 rows of small tasks with one right answer each, made here), eight ways of tuning, three seeds. Harmful
+A short benign tune (120 rows of small tasks with one right answer each, made here), eight ways of tuning, three seeds. Harmful
 requests are the starter's and, where --shared has them, AdvBench's. The figures on disk are kept in --work, so the same command
-goes on after a stop; without --judge refusals are counted by keywords. --tiny is a rehearsal of some minutes, whose figures say
-nothing.
+goes on after a stop; without --judge refusals are counted by keywords. --model is another model than that, such as the one that
+benchmarks/teach_refusals.py makes, which has refusals to lose. --tiny is a rehearsal of some minutes, whose figures say nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from guardtrain.data.sources import load_sources
 from guardtrain.overrides import build_recipe
 from guardtrain.types import GuardExample, Label, prompt_text
 
-ROWS, SEED = 240, 5
+ROWS, SEED = 120, 5
 TINY_ROWS, TINY_CONTROLS = 40, "untuned,ordinary,mllr,norm-matched"
 WORDS = (
     "apple",
@@ -66,7 +66,6 @@ MONTHS = (
 )
 OPPOSITES = {"hot": "cold", "early": "late", "full": "empty", "loud": "quiet", "wide": "narrow", "young": "old", "near": "far"}
 RECIPE = {
-    "model": {"name": "smollm2-135m", "method": "full", "dtype": "float32"},
     "task": {"kind": "instruct"},
     "train": {"learning_rate": 5e-5, "epochs": 1, "pack_tokens": 512, "save_steps": 10_000},
 }
@@ -76,6 +75,7 @@ def main() -> None:
     """Write rows and requests, compare, copy the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modules", required=True)
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--shared", type=Path, help="a folder whose data/train.jsonl has rows of AdvBench")
     parser.add_argument("--work", type=Path, default=Path("runs/secure_compare"))
     parser.add_argument("--out", type=Path, required=True, help="a folder for the report")
@@ -99,7 +99,13 @@ def study_of(args: argparse.Namespace) -> Study:
     """What is compared, at full size or for a rehearsal."""
     rows = write_rows(args.work / "tasks.jsonl", TINY_ROWS if args.tiny else ROWS)
     harmful = ["starter", *([write_requests(args.shared, args.work / "advbench.jsonl")] if args.shared else [])]
-    tree = {**RECIPE, "data": {"train": str(rows), "validation_fraction": 0.2}, "secure": {"modules": args.modules}}
+    model = {"name": args.model, "method": "full", "dtype": "float32"}
+    tree = {
+        **RECIPE,
+        "model": model,
+        "data": {"train": str(rows), "validation_fraction": 0.2},
+        "secure": {"modules": args.modules},
+    }
     steps = ["train.max_steps=2"] if args.tiny else []
     return Study(
         recipe=build_recipe(tree, steps, name="small-tasks", where="benchmarks/secure_compare.py"),
@@ -109,9 +115,9 @@ def study_of(args: argparse.Namespace) -> Study:
         harmful=tuple(harmful),
         judge=args.judge,
         most_requests=4 if args.tiny else 50,
-        answer_tokens=8 if args.tiny else 32,
-        utility_rows=8 if args.tiny else 48,
-        answered_rows=4 if args.tiny else 24,
+        answer_tokens=8 if args.tiny else 16,
+        utility_rows=8 if args.tiny else 24,
+        answered_rows=4 if args.tiny else 12,
     )
 
 

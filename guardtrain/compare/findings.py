@@ -172,8 +172,9 @@ def warnings(models: Models, *, judge: str, is_model: bool, harmful_refusals: fl
         )
         if decisive_measure(models) == BY_PROBE:
             found.append(
-                f"The untuned model refuses {values_of(models, UNTUNED, BY_KEYWORDS).mean():.0%} of the harmful requests, so there "
-                "are no refusals to lose: the frozen probe decides, which shows what the model still tells apart, not what it does."
+                f"The untuned model refuses {values_of(models, UNTUNED, BY_KEYWORDS).mean():.0%} of the harmful requests, so "
+                "there are no refusals to lose: the frozen probe decides, which shows what the model still tells apart, not what "
+                "it does."
             )
     elif harmful_refusals:
         found.append(

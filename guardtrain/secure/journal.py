@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from guardtrain.errors import ConfigError, DataError
 from guardtrain.json_files import append_synced, beside, whole_entries
+from guardtrain.secure.perturb import interrupts_held_back
 from guardtrain.secure.probe import ProbeFigures
 from guardtrain.secure.result import digest_of
 from guardtrain.secure.search import Task
@@ -62,8 +63,9 @@ class Journal:
     def add(self, task: Task, figures: ProbeFigures) -> None:
         """Keep what was measured. Raises DataError where it cannot be written."""
         key = task_key(task)
-        self._say({"key": key, **asdict(figures)})
-        self.known[key] = figures
+        with interrupts_held_back():  # what is on the disk is what is counted
+            self._say({"key": key, **asdict(figures)})
+            self.known[key] = figures
 
     def discard(self) -> None:
         """Leave nothing behind: the search is done."""

@@ -40,7 +40,7 @@ class SearchOptions:
 
     data: minimal pairs. outside: pairs from elsewhere that only check what was found. pairs: of `data`, how many. layer: whose
     hidden states the probe reads, counted from 1; None: the last. perturbation: noise, shrink, or tuned, towards the model
-    `tuned`. tau: balanced accuracy that may be lost by all robust units together. seeds: of the perturbation, from `seed` on,
+    `tuned`. tau: AUROC that may be lost by all robust units together. seeds: of the perturbation, from `seed` on,
     which also draws the parts. processes: None: as many as the machine has cores and memory for; a GPU has one.
     """
 
@@ -204,10 +204,10 @@ def _search(options: SearchOptions, meter: _Meter, units: list[Unit]) -> dict[st
     alone = search.alone(strength)
     meter.stage("together", growing + checking)
     robust, joint_drop = grow(ascending(alone), lambda some: search.drop(some, strength), options.tau)
-    _require_both(units, robust, min(loss.accuracy for loss in alone.values()), options.tau)
+    _require_both(units, robust, min(loss.drop for loss in alone.values()), options.tau)
     meter.stage("checks", checking)
     return {
-        "units": {unit: alone[unit].accuracy for unit in units},
+        "units": {unit: alone[unit].drop for unit in units},
         "robust": tuple(robust),
         "joint_drop": joint_drop,
         "strength": strength,

@@ -1,7 +1,9 @@
 """The search for robust units: those that can be disturbed together while the probe still sees what it saw.
 
 A unit alone says little: of two units that carry the same signal, neither is missed. So units are added in the order of their own
-drops, and what counts is the drop of all of them together. Pure: what is measured, and where, is for the caller to say.
+drops, and what counts is the drop of all of them together. A drop is one of AUROC: balanced accuracy moves by whole prompts, and
+two of a hundred, as much as tau, change sides whatever is disturbed (2026-11, SmolLM2: by accuracy 2 to 22 of 210 units were
+robust, as the noise fell). Pure: what is measured, and where, is for the caller to say.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from guardtrain.secure.units import Unit
 WEAKEST, STEP = 2.0**-6, 4.0
 BISECTIONS = 4  # of STEP: the strength is within 9 %
 FIRST_STEP = 16  # units that are taken together to begin with
-KNOWS_SOMETHING = 0.6  # balanced accuracy of a probe that a drop can be measured of
+KNOWS_SOMETHING = 0.6  # AUROC of a probe that a drop can be measured of
 SEARCH, REPORT, OUTSIDE = "search", "report", "out of source"
 
 
@@ -38,9 +40,9 @@ Measure = Callable[[Sequence[Task]], Sequence[ProbeFigures]]
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """What a disturbance costs the probe, as a mean over seeds. margin: orders what accuracy leaves equal."""
+    """What a disturbance costs the probe, as a mean over seeds. drop: of AUROC. margin: orders what that leaves equal."""
 
-    accuracy: float
+    drop: float
     margin: float
 
 
@@ -53,21 +55,21 @@ class Search:
     def __init__(self, measure: Measure, units: Sequence[Unit], *, seeds: Sequence[int], strongest: float) -> None:
         self.measure, self.units, self.seeds, self.strongest = measure, tuple(units), tuple(seeds), strongest
         (self.untouched,) = measure([Task()])
-        if self.untouched.balanced_accuracy < KNOWS_SOMETHING:
-            found = f"balanced accuracy {self.untouched.balanced_accuracy:.2f} on the search prompts"
+        if self.untouched.auroc < KNOWS_SOMETHING:
+            found = f"AUROC {self.untouched.auroc:.2f} on the search prompts"
             expected = f"at least {KNOWS_SOMETHING:.2f}"
             raise ModelError("the probe cannot tell malicious from benign", expected=expected, found=found)
 
     def drop(self, units: Sequence[Unit], strength: float) -> float:
-        """Balanced accuracy that is lost while all of `units` are disturbed."""
-        return self._losses(self.measure(self._tasks(units, strength))).accuracy
+        """AUROC that is lost while all of `units` are disturbed."""
+        return self._losses(self.measure(self._tasks(units, strength))).drop
 
     def breaking_strength(self) -> float:
         """The smallest strength at which the probe is broken: no more than half of what it knew above chance is left.
 
         Raises ModelError where nothing breaks it.
         """
-        broken = (self.untouched.balanced_accuracy - 0.5) / 2
+        broken = (self.untouched.auroc - 0.5) / 2
 
         def breaks(exponent: float) -> bool:
             return self.drop(self.units, 2.0**exponent) >= broken
@@ -94,8 +96,7 @@ class Search:
 
     def _losses(self, figures: Sequence[ProbeFigures]) -> Losses:
         mean = mean_figures(figures)
-        accuracy = self.untouched.balanced_accuracy - mean.balanced_accuracy
-        return Losses(accuracy=accuracy, margin=self.untouched.mean_margin - mean.mean_margin)
+        return Losses(drop=self.untouched.auroc - mean.auroc, margin=self.untouched.mean_margin - mean.mean_margin)
 
 
 def mean_figures(figures: Sequence[ProbeFigures]) -> ProbeFigures:
@@ -106,7 +107,7 @@ def mean_figures(figures: Sequence[ProbeFigures]) -> ProbeFigures:
 
 def ascending(alone: dict[Unit, Losses]) -> list[Unit]:
     """The units that cost least first."""
-    return sorted(alone, key=lambda unit: (alone[unit].accuracy, alone[unit].margin))
+    return sorted(alone, key=lambda unit: (alone[unit].drop, alone[unit].margin))
 
 
 def grow(order: Sequence[Unit], drop: Callable[[Sequence[Unit]], float], tau: float) -> tuple[list[Unit], float]:

@@ -39,14 +39,14 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     assert RobustModules.read(tmp_path / "modules.json") == RESULT
     assert [file.name for file in tmp_path.iterdir()] == ["modules.json"]
     assert RESULT.rest == (Unit(0, "v_proj"),)
-    assert RESULT.checks[0].drop == pytest.approx(0.02)
+    assert RESULT.checks[0].drop == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda tree: tree.pop("tau"), "no tau"),
-        (lambda tree: tree.update(format=9), "unknown format, expected 1, found 9"),
+        (lambda tree: tree.update(format=9), "unknown format, expected 2, found 9"),
         (lambda tree: tree["robust"].append("7.q_proj"), "robust names 7.q_proj"),
         (lambda tree: tree["robust"].append("0.q_proj"), "twice"),
         (lambda tree: tree["robust"].append("0.v_proj"), "every unit is robust"),

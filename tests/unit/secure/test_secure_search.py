@@ -45,17 +45,17 @@ def found(search: Search, strength: float) -> tuple[list[Unit], dict[Unit, Losse
 @pytest.mark.parametrize("carrier", [Unit(0, "v_proj"), Unit(2, "down_proj")])
 def test_the_one_carrier_is_found(carrier: Unit) -> None:
     search, strength = searched(disturbed(PlantedModel(3, [carrier])))
-    assert search.untouched.balanced_accuracy == 1.0
+    assert search.untouched.auroc == 1.0
     robust, alone = found(search, strength)
     assert set(alone) - set(robust) == {carrier}
-    assert alone[carrier].accuracy > TAU >= max(losses.accuracy for unit, losses in alone.items() if unit != carrier)
+    assert alone[carrier].drop > TAU >= max(losses.drop for unit, losses in alone.items() if unit != carrier)
 
 
 def test_of_two_carriers_that_back_each_other_up_one_is_protected() -> None:
     carriers = [Unit(0, "v_proj"), Unit(1, "up_proj")]
     search, strength = searched(disturbed(PlantedModel(2, carriers), shrink))
     robust, alone = found(search, strength)
-    assert max(losses.accuracy for losses in alone.values()) <= TAU, "alone, each looks robust"
+    assert max(losses.drop for losses in alone.values()) <= TAU, "alone, each looks robust"
     assert len(set(carriers) & set(robust)) == 1
     assert len(robust) == len(alone) - 1, "and nothing else is protected"
     assert search.drop(robust, strength) <= TAU < search.drop([*robust, *carriers], strength)
@@ -106,4 +106,4 @@ def test_strength_is_the_smallest_that_breaks_the_probe() -> None:
 
 def test_a_probe_that_knows_nothing_cannot_be_searched_with() -> None:
     with pytest.raises(ModelError, match="cannot tell malicious from benign"):
-        Search(lambda tasks: [ProbeFigures(0.55, 0.6, 0.1) for _ in tasks], [Unit(0, "q_proj")], seeds=(0,), strongest=1.0)
+        Search(lambda tasks: [ProbeFigures(0.6, 0.55, 0.1) for _ in tasks], [Unit(0, "q_proj")], seeds=(0,), strongest=1.0)
