@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from tiny_models import POLICY, build_tiny
 
 from guardtrain.config import ModelConfig
 from guardtrain.data.template import GuardTemplate
-from guardtrain.errors import ModelError
 from guardtrain.model.export import Plan, write_export
 from guardtrain.model.gguf import check_gguf, gguf_shard
-from guardtrain.model.gguf_tokenizer import split_name
 from guardtrain.model.load import load_model, load_tokenizer
 from guardtrain.model.tensor_files import model_streams
 from guardtrain.types import Label
