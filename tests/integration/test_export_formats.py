@@ -1,4 +1,4 @@
-"""Exports of one run in every format: each is loaded again and gives the same verdicts; and what other servers are started with."""
+"""Exports of one run in every format: each is loaded again and gives the same verdicts; and what starts other servers."""
 
 from __future__ import annotations
 
