@@ -17,9 +17,9 @@ from guardtrain.data.sources import load_sources
 from guardtrain.data.splits import balanced_subset
 from guardtrain.distributed.ranks import join, launched, leave, main_first, together
 from guardtrain.errors import ConfigError, DataError
-from guardtrain.evaluate.cascade import Cascade
 from guardtrain.evaluate.runner import Evaluation, EvaluationMode, evaluate, needs_calibration
 from guardtrain.evaluate.shared import SharedScorer
+from guardtrain.inference.cascade import Cascade
 from guardtrain.inference.guards import LoadedGuard, load_guard
 from guardtrain.types import GuardExample
 

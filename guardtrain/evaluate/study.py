@@ -26,7 +26,6 @@ from guardtrain.evaluate.attacks import attack_table, load_attacks
 from guardtrain.evaluate.baseline import tfidf_scores
 from guardtrain.evaluate.benchmarks import BENCHMARKS, read_benchmark
 from guardtrain.evaluate.calibration import calibrate_mode, hash_of_rows
-from guardtrain.evaluate.cascade import Cascade
 from guardtrain.evaluate.contamination import Contamination, clean_rows, find_contaminated
 from guardtrain.evaluate.files import PACK_TOKENS, RANKS_TIMEOUT_SECONDS, check_guard, read_rows
 from guardtrain.evaluate.reporting.data import Contaminated, Report, SetReport, Speed
@@ -34,6 +33,7 @@ from guardtrain.evaluate.runner import Evaluation, EvaluationMode, evaluate
 from guardtrain.evaluate.scores import Judged, flip_rate
 from guardtrain.evaluate.shared import SharedScorer
 from guardtrain.evaluate.speed import measure_latency, measure_throughput
+from guardtrain.inference.cascade import Cascade
 from guardtrain.inference.chunks import PromptScorer
 from guardtrain.inference.defences import RememberingScorer, defended_scorer
 from guardtrain.inference.guards import LoadedGuard, load_guard, model_folder

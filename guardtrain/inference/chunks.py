@@ -15,7 +15,7 @@ from typing import Protocol
 
 from guardtrain.data.template import PlainEncoder
 from guardtrain.errors import ConfigError
-from guardtrain.inference.scorer import Scored
+from guardtrain.inference.scored import Scored
 from guardtrain.types import Mode, Turn, prompt_text
 
 MIN_CHUNK_TOKENS = 32

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from guardtrain.data.template import PlainEncoder
 from guardtrain.inference.chunks import ChunkingScorer, PromptScorer, score_worst
 from guardtrain.inference.normalise import readings
-from guardtrain.inference.scorer import Scored
+from guardtrain.inference.scored import Scored
 from guardtrain.types import Mode, Turn
 
 
