@@ -30,3 +30,25 @@ class Scored:
         if on is None:
             return self
         return Scored({**self.scores, **on.scores}, {**self.is_natural, **on.is_natural}, on.reason, on.truncated)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of one prompt.
+
+    modes: to be run. band: scores of mode `off`, low <= score < high, in which mode `on` is run too; in all if absent.
+    """
+
+    modes: frozenset[Mode]
+    band: tuple[float, float] | None = None
+
+    @property
+    def always_reasons(self) -> bool:
+        """Whether mode `on` is run whatever mode `off` says."""
+        return Mode.ON in self.modes and (self.band is None or Mode.OFF not in self.modes)
+
+    def escalates(self, off_score: float) -> bool:
+        """Whether mode `on` is run behind this score."""
+        if Mode.ON not in self.modes or self.band is None:
+            return Mode.ON in self.modes
+        return self.band[0] <= off_score < self.band[1]
