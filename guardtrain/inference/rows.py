@@ -70,6 +70,7 @@ class RowDecoder:
         """Tokens of the longest row."""
         return max(self._lengths, default=0)
 
+    @torch.inference_mode()
     def add(self, name: int, layers: Layers) -> None:
         """Open a row that holds these tokens. layers: each of shape (1, H, tokens, D)."""
         length = layers[0][0].shape[-2]
@@ -81,6 +82,7 @@ class RowDecoder:
         self._names.append(name)
         self._lengths.append(length)
 
+    @torch.inference_mode()
     def drop(self, name: int) -> None:
         """Close a row; the last one takes its place."""
         row, last = self._names.index(name), len(self) - 1
@@ -184,11 +186,11 @@ def _attend_rows(
     score = torch.cat([on_policy, q_RHXD @ own_key.mT], dim=-1).view(*shape[:-1], -1)
     score = score.masked_fill(~step.mask(window)[:, None, None], float("-inf"))
     weight = score.softmax(-1, dtype=torch.float32).to(value.dtype).view(num_rows, heads, q_RHXD.shape[2], -1)
-    of_policy, of_own = weight.split([rows.policy_length, rows.longest], dim=-1)
+    of_policy, of_own = weight[..., : rows.policy_length], weight[..., rows.policy_length :]
     out_HYD = of_policy.transpose(0, 1).reshape(heads, -1, rows.policy_length) @ policy_value
     out_RHXD = of_own @ own_value + out_HYD.view(heads, num_rows, -1, size).transpose(0, 1)
-    out_RHGQD = out_RHXD.view(shape)
-    return out_RHGQD[step.row_T, :, :, step.column_T].reshape(1, len(step.row_T), -1, size)
+    out_T: torch.Tensor = out_RHXD.view(shape)[step.row_T, :, :, step.column_T].reshape(1, len(step.row_T), -1, size)
+    return out_T
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -307,13 +307,19 @@ class Guard:
                 piece.cancel()
 
     def _verdict(self, outcome: Outcome, mode: str, start: float) -> Verdict:
-        facts = self._loaded()
-        latency_ms = 1000 * (time.perf_counter() - start)
-        about = {"mode": mode, "latency_ms": latency_ms, "model": self.name, "threshold_version": facts.threshold_version}
+        verdict = Verdict(
+            decision=None,
+            status=Status.TIMEOUT if outcome is Failure.TIMEOUT else Status.ERROR,
+            failure=outcome if isinstance(outcome, Failure) else None,
+            mode=mode,
+            latency_ms=1000 * (time.perf_counter() - start),
+            model=self.name,
+            threshold_version=self.threshold_version,
+        )
         if isinstance(outcome, Failure):
-            status = Status.TIMEOUT if outcome is Failure.TIMEOUT else Status.ERROR
-            return Verdict(decision=None, status=status, failure=outcome, **about)
-        return Verdict(
+            return verdict
+        return replace(
+            verdict,
             decision=outcome.decision,
             status=Status.TRUNCATED if outcome.is_truncated else Status.OK,
             p_malicious=outcome.p_malicious,
@@ -321,7 +327,6 @@ class Guard:
             threshold=outcome.threshold,
             reason=outcome.reason,
             escalated=outcome.escalated,
-            **about,
         )
 
 

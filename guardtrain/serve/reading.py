@@ -28,15 +28,13 @@ class Refused(Exception):
 def turns_of(prompt: UnreadPrompt) -> Prompt:
     """The turns of a text or a conversation. Raises Refused for what is neither, and for content that is no text."""
     try:
-        if isinstance(prompt, str):
-            return read_turns(prompt)
-        return tuple(
-            turn
-            for item in prompt
-            for turn in read_turns([{"role": item.role, "content": item.content} if isinstance(item, Turn) else item])
-        )
-    except (BrokenTurns, TypeError) as error:
+        return read_turns(prompt if isinstance(prompt, str) else [_as_dict(turn) for turn in prompt])
+    except (BrokenTurns, TypeError, ValueError) as error:
         raise Refused(Failure.UNREADABLE) from error
+
+
+def _as_dict(turn: Mapping[str, Any] | Turn) -> dict[str, Any]:
+    return {"role": turn.role, "content": turn.content} if isinstance(turn, Turn) else dict(turn)
 
 
 def pieces_of(
