@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -165,7 +165,32 @@ class ChatTemplate:
         return segment
 
 
-class PlainEncoder:
+class PlainText:
+    """Encodes text without the meaning of special tokens.
+
+    spec: a tokenizer of the package tokenizers, as JSON. forbidden_ids: tokens that it must never give.
+    """
+
+    def __init__(self, spec: str, forbidden_ids: Collection[int]) -> None:
+        self.spec = spec
+        self.forbidden_ids = frozenset(forbidden_ids)
+        self._plain = Tokenizer.from_str(spec)
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of untrusted `text`; never one that has a meaning of its own. Raises ModelError if one slips through."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        slipped = self.forbidden_ids.intersection(ids)
+        if slipped:
+            raise ModelError("the tokenizer gives special tokens for plain text", found=f"token ids {sorted(slipped)}")
+        return ids
+
+    def starts(self, text: str) -> list[int]:
+        """The first character of each token of `plain(text)`, ascending; tokens of one character share its place."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return list(accumulate((start for start, _ in encoding.offsets), max))
+
+
+class PlainEncoder(PlainText):
     """Encodes text without the meaning of special tokens, and trusted scaffold text with it."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -177,24 +202,11 @@ class PlainEncoder:
         # Runs of white space may be added tokens too (Gemma); they carry no power and keep ordinary text as trained.
         spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].strip()]
         spec["post_processor"] = spec["truncation"] = spec["padding"] = None
-        self._plain = Tokenizer.from_str(json.dumps(spec))
         added = tokenizer.get_added_vocab()
         self.powerful_words = frozenset(text for text in added if text.strip())
         self.powerful_ids = frozenset(added[text] for text in self.powerful_words)
-
-    def plain(self, text: str) -> list[int]:
-        """Token ids of untrusted `text`; never one that has a meaning of its own. Raises ModelError if one slips through."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         # The unknown token is what a tokenizer without byte fallback gives for an unseen character.
-        slipped = self.powerful_ids.intersection(ids) - {self.tokenizer.unk_token_id}
-        if slipped:
-            raise ModelError("the tokenizer gives special tokens for plain text", found=f"token ids {sorted(slipped)}")
-        return ids
-
-    def starts(self, text: str) -> list[int]:
-        """The first character of each token of `plain(text)`, ascending; tokens of one character share its place."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        return list(accumulate((start for start, _ in encoding.offsets), max))
+        super().__init__(json.dumps(spec), self.powerful_ids - {tokenizer.unk_token_id})
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""

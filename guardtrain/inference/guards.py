@@ -71,7 +71,7 @@ class GuardSettings:
 
 
 @dataclass(frozen=True)
-class Guard:
+class LoadedGuard:
     """A loaded guard, ready to score. `is_trained` is false for a base model that was never tuned."""
 
     model: Any
@@ -99,7 +99,7 @@ def model_folder(name: str) -> Path | None:
     return None
 
 
-def load_guard(name: str, *, policy: str | None = None, revision: str | None = None, device: str | None = None) -> Guard:
+def load_guard(name: str, *, policy: str | None = None, revision: str | None = None, device: str | None = None) -> LoadedGuard:
     """Load a run, a model folder, or any base model as a guard, in float32 on a CPU and bfloat16 on a GPU.
 
     An adapter, of QLoRA too, is merged into the unquantised base model: that is what is measured and given a threshold.
@@ -115,7 +115,7 @@ def load_guard(name: str, *, policy: str | None = None, revision: str | None = N
     tokenizer = load_tokenizer(str(folder)) if folder else load_tokenizer(name, revision)
     model = _load_weights(name, folder, settings, dtype).to(device)
     model.eval()
-    return Guard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
+    return LoadedGuard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
 
 
 def load_saved(folder: Path, base: ModelConfig, dtype: torch.dtype) -> Any:

@@ -14,7 +14,7 @@ from refusals import check_refused
 from tiny_models import build_tiny, user
 
 from guardtrain.data.template import GuardTemplate
-from guardtrain.inference.guards import Guard, load_guard
+from guardtrain.inference.guards import LoadedGuard, load_guard
 from guardtrain.inference.scorer import Scored
 from guardtrain.types import Label, Mode, Turn
 
@@ -57,7 +57,7 @@ def export(run: Path, guardtrain: Any) -> Export:
     return call
 
 
-def judged(guard: Guard) -> list[Scored]:
+def judged(guard: LoadedGuard) -> list[Scored]:
     return [scored for _, scored in sorted(guard.scorer().score(PROMPTS, [Mode.OFF, Mode.ON]))]
 
 
