@@ -22,6 +22,7 @@ from guardtrain.options import AsJson, Columns, Labels, Overrides, one_of, pairs
 from guardtrain.prepare.commands_ask import generate, reason
 from guardtrain.prepare.commands_build import build, mine, push
 from guardtrain.prepare.commands_clean import clean
+from guardtrain.publish.commands import push as push_guard
 from guardtrain.secure.commands import secure_app
 from guardtrain.terminal import output, print_json, start
 
@@ -230,6 +231,7 @@ app.command()(evaluate)
 app.command()(calibrate)
 app.command()(ladder)
 app.command()(benchmarks)
+app.command("push")(push_guard)
 for command in (clean, generate, reason, build, push, mine):
     data_app.command()(command)
 
