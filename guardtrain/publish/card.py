@@ -140,6 +140,10 @@ def _limits(facts: ModelFacts) -> Iterator[str]:
     yield "Long optimised attacks, other languages than those of the training data and odd spellings may pass."
     yield "The reason explains the verdict and is no evidence for it: it may be fluent and wrong."
     yield "A server that decodes freely may cut a reason off before the verdict: treat an answer without one as a block."
+    evaded = facts.evidence.evaded if facts.evidence else {}
+    if evaded:
+        counts = ", ".join(f"{count:,} of {of:,} read {how}" for how, (count, of) in evaded.items())
+        yield f"Of requests that it flags when they are plain, dressed up as an attack these got through: {counts}."
     if facts.settings.collapsed:
         yield f"The watch for collapse said in training: {facts.settings.collapsed}"
 

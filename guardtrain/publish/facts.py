@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,17 @@ class SetFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Figures and where they were read. is_held_out: the run's own held-out rows, on which its thresholds were set."""
+    """Figures and where they were read.
+
+    is_held_out: the run's own held-out rows, on which its thresholds were set. evaded: attacks that got through and how many were
+    tried, by how prompts were read.
+    """
 
     origin: str
     is_held_out: bool
     sets: tuple[SetFigures, ...]
     notes: tuple[str, ...] = ()
+    evaded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +129,20 @@ def _of_report(folder: Path, settings: GuardSettings) -> Evidence:
             is_held_out=False,
             sets=tuple(_set_figures(each) for each in tree["sets"]),
             notes=tuple(tree["notes"]),
+            evaded=_evaded(tree["attacks"] or []),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise ConfigError("not a report", where=str(path), expected="report.json of guardtrain", found=str(error)) from error
+
+
+def _evaded(table: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Of all attacks together, without chunks."""
+    found = {}
+    for each in table:
+        if not each["chunk"]:
+            rate = each["evasion"]["all"]["evaded"]
+            found["normalised" if each["normalise"] else "as they are"] = (rate["count"], rate["of"])
+    return found
 
 
 def _set_figures(tree: Mapping[str, Any]) -> SetFigures:

@@ -113,9 +113,10 @@ def test_a_new_repository_is_private_and_holds_what_the_dry_run_showed(hub: Hub,
     assert repository.files["model.safetensors"] == weights
     assert weights in hub.objects.values(), "through the storage of large files"
     assert not {"training_rows.json", "notes.txt", "summary.json", "recipe.yaml"} & set(repository.files)
-    everything = b"".join(repository.files.values()) + done.stdout.encode() + done.stderr.encode()
-    for secret in (TOKEN, str(run), "secret-customer", "private/rows.jsonl"):
-        assert secret.encode() not in everything, secret
+    uploaded = b"".join(repository.files.values())
+    for secret in (str(run), "secret-customer", "private/rows.jsonl", TOKEN):
+        assert secret.encode() not in uploaded, secret
+    assert TOKEN not in done.stdout + done.stderr
 
 
 def test_a_repository_that_is_public_takes_a_word_and_old_weights_do_not_stay(hub: Hub, run: Path) -> None:
@@ -187,6 +188,9 @@ def test_the_card_of_a_report(run: Path, show: Any, tmp_path: Path) -> None:
         value, (low, high) = each.measures["off"].flagged, each.measures["off"].intervals["flagged"]
         assert f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})" in card
     assert "agent-injections: 3 rows left out" in card
+    assert report.attacks
+    evaded = report.attacks[0]["evasion"]["all"]["evaded"]
+    assert f"these got through: {evaded['count']} of {evaded['of']} read as they are, " in card
     for secret in (SECRET_PROMPT, SECRET_REASON, "evil.example"):
         assert secret not in card
 
