@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tiny_models import POLICY, user
+from tokenizers.processors import TemplateProcessing
 
 from guardtrain.data.template import GuardTemplate
 from guardtrain.inference.guards import GuardSettings
@@ -56,13 +57,20 @@ def test_a_model_that_reads_less_gets_less(smol_tokenizer: Any) -> None:
     assert "--max-model-len 256 " in for_vllm(template, SETTINGS, 256)["serve.sh"].decode()
 
 
-def test_llama_3_begins_with_a_token_that_ollama_writes_too(llama3_tokenizer: Any) -> None:
+def test_llama_3_s_chat_template(llama3_tokenizer: Any) -> None:
     template = GuardTemplate(llama3_tokenizer, POLICY)
     check_template(template)
     modelfile = for_ollama(template, SETTINGS)["Modelfile"].decode()
-    assert "<|begin_of_text|>" not in modelfile
-    assert llama3_tokenizer.bos_token == "<|begin_of_text|>"
+    assert 'TEMPLATE """<|begin_of_text|>' in modelfile, "this tokenizer does not add it"
     assert 'PARAMETER stop "<|eot_id|>"' in modelfile
+
+
+def test_a_first_token_that_the_tokenizer_adds_is_not_in_the_template_too(fresh_smol_tokenizer: Any) -> None:
+    first = (fresh_smol_tokenizer.bos_token, fresh_smol_tokenizer.bos_token_id)
+    adding = TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    fresh_smol_tokenizer.backend_tokenizer.post_processor = adding
+    modelfile = for_ollama(GuardTemplate(fresh_smol_tokenizer, POLICY), SETTINGS)["Modelfile"].decode()
+    assert 'TEMPLATE """system\n{{ .System }}<|im_end|>\n<|im_start|>user\n{{ .Prompt }}' in modelfile
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("Modelfile", 40, 60), ("Modelfile.off", 2, 10)])
