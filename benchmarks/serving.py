@@ -3,9 +3,10 @@
     python benchmarks/serving.py --model RUN --out benchmarks/results/serving.json
     python benchmarks/serving.py --model RUN --out /tmp/rehearsal.json --tiny
 
-The real server in processes of its own, an asynchronous HTTP client over keep-alive connections, every prompt a text of its own, so
-that neither memory nor sharing helps. "Unbatched" is the same server with `--max-batch 1`. Of the ten thousand, every answer must be
-there, with a verdict, under an id that no other has; a sample is asked once more, one at a time, and must score the same.
+The real server in processes of its own, an asynchronous HTTP client over keep-alive connections, every prompt a text of its own,
+so that neither memory nor sharing helps. "Unbatched" is the same server with `--max-batch 1`. Of the ten thousand, every answer
+must be there, with a verdict, under an id that no other has; a sample is asked once more, of a guard that has one text at a time,
+and must score the same.
 """
 
 from __future__ import annotations
