@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,11 @@ class HeldModel:
     def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self.fed.append(kwargs["input_ids"].numel())
         assert self.free.wait(30)
+
+    async def begun(self, forwards: int) -> None:
+        """Wait until so many forwards have begun."""
+        while len(self.fed) < forwards:
+            await asyncio.sleep(0.005)
 
     @contextmanager
     def held(self) -> Iterator[None]:

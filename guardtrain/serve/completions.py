@@ -23,7 +23,8 @@ from guardtrain.serve.backend import NoAnswer
 from guardtrain.serve.facts import GuardFacts
 from guardtrain.types import Label, Mode
 
-TOP_LOGPROBS = 20  # the most that vLLM gives where it is not told otherwise
+# The most that vLLM gives where it is not told otherwise; where a label is not among them, more are asked of others.
+TOP_LOGPROBS = (20, 5_000)
 CONNECT_SECONDS = 10.0
 
 
@@ -58,8 +59,8 @@ class CompletionsBackend:
 
         from guardtrain.inference.guards import load_settings
 
-        tokenizer, self._settings = load_settings(self._model, policy=self._policy)
-        self._template = GuardTemplate(tokenizer, self._settings.policy)
+        self._tokenizer, self._settings = load_settings(self._model, policy=self._policy)
+        self._template = GuardTemplate(self._tokenizer, self._settings.policy)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS))
         self._thread.start()
@@ -127,12 +128,19 @@ class CompletionsBackend:
 
     async def _verdict(self, mode: Mode, ids: list[int], verdict: VerdictIds) -> Scored:
         labels = [verdict.labels[label][0] for label in (Label.MALICIOUS, Label.BENIGN)]
-        body = {"prompt": [*ids, *verdict.prefix], "max_tokens": 1, "logprobs": TOP_LOGPROBS}
-        choice = await self._complete({**body, "logprob_token_ids": labels, "return_tokens_as_token_ids": True})
-        likeliest = top_logprobs(choice)
-        of_labels = [logprob_of(token, self._template.encoder.text([token]), likeliest) for token in labels]
-        score = of_labels[0] - of_labels[1]
-        return Scored({mode: score}, {mode: max(likeliest.values()) <= max(of_labels)})
+        body = {
+            "prompt": [*ids, *verdict.prefix],
+            "max_tokens": 1,
+            "logprob_token_ids": labels,
+            "return_tokens_as_token_ids": True,
+        }
+        for number in TOP_LOGPROBS:
+            likeliest = top_logprobs(await self._complete({**body, "logprobs": number}))
+            of_labels = [logprob_of(token, self._template.encoder.text([token]), likeliest) for token in labels]
+            if None not in of_labels:
+                break
+        score = renormalised(of_labels)
+        return Scored({mode: score}, {mode: max(likeliest.values()) in of_labels})
 
     async def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         answer = await self._ask("POST", "/completions", json={"model": self._served, "temperature": 0.0, **body})
@@ -174,9 +182,14 @@ def top_logprobs(choice: dict[str, Any]) -> dict[str, float]:
         raise NoAnswer("the server's answer holds no log-probabilities") from error
 
 
-def logprob_of(token: int, text: str, logprobs: dict[str, float]) -> float:
-    """The log-probability of a token by its number or its text. Raises NoAnswer where it is missing."""
-    for spelling in (f"token_id:{token}", text):
-        if spelling in logprobs:
-            return logprobs[spelling]
-    raise NoAnswer(f"the server gave no log-probability of token {token}, a label")
+def logprob_of(token: int, text: str, logprobs: dict[str, float]) -> float | None:
+    """The log-probability of a token by its number or its text, None where it is missing."""
+    return next((logprobs[spelling] for spelling in (f"token_id:{token}", text) if spelling in logprobs), None)
+
+
+def renormalised(of_labels: list[float | None]) -> float:
+    """The score of the log-probabilities of malicious and benign. Raises NoAnswer where one is missing: none is made up."""
+    malicious, benign = of_labels
+    if malicious is None or benign is None:
+        raise NoAnswer("the server gave no log-probability of a label")
+    return malicious - benign

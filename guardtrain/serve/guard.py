@@ -70,8 +70,9 @@ class Guard:
         """A guard that is ready when it was entered (`with`, `async with`) or started; the first check starts it too.
 
         model: a run, a model folder or a base model. mode: off, on, both or cascade; if absent the cascade where there is one.
-        backend: "transformers" in this process, "process" in one of its own, "openai" on a server at `base_url` that gives
-        log-probabilities and serves the same weights. Raises ConfigError.
+        backend: "transformers" in this process, "process" in one of its own; on a server at `base_url` that serves the same
+        weights and gives log-probabilities "openai" (completions of token ids) or, where that cannot be had, "openai-chat".
+        Raises ConfigError.
         """
         options = options or GuardOptions()
         made = make_backend(
