@@ -47,7 +47,7 @@ class CompletionsServer:
         text = self.tokenizer.decode(written, skip_special_tokens=True)
         for stop in body.get("stop", ()):
             text = text.split(stop)[0]
-        choice = {"text": text, "finish_reason": finish}
+        choice = {"text": text, "finish_reason": finish, **({"token_ids": written} if self.shape == "vllm" else {})}
         return {**choice, "logprobs": self._logprobs(first_V, body)} if body.get("logprobs") else choice
 
     @torch.inference_mode()

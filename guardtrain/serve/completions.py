@@ -115,16 +115,22 @@ class CompletionsBackend:
         """A reason, and the verdict behind it. A reason that was cut is closed by force."""
         template, cap = self._template, self._settings.max_reason_tokens
         end = template.reason_end()
-        choice = await self._complete({"prompt": ids, "max_tokens": cap + len(end), "stop": [template.encoder.text(end)]})
-        try:
-            text, has_ended = str(choice["text"]), choice["finish_reason"] != "length"
-        except KeyError as error:
-            raise NoAnswer("the server's answer holds no text") from error
+        body = {"prompt": ids, "max_tokens": cap + len(end), "stop": [template.encoder.text(end)], "return_token_ids": True}
         reason = Reason.of(template, cap)
-        reason.take_all([*template.encoder.plain(text), *(end if has_ended else [])])
+        reason.take_all(self._written(await self._complete(body), end))
         on = await self._verdict(Mode.ON, [*ids, *reason.ids], template.on_verdict)
         is_natural = {Mode.ON: on.is_natural[Mode.ON] and not reason.is_cut}
         return Scored(on.scores, is_natural, template.encoder.text(reason.ids).strip(), reason.is_cut)
+
+    def _written(self, choice: dict[str, Any], end: list[int]) -> list[int]:
+        """The tokens of a text that was written: vLLM tells them, of other servers' text they are found anew."""
+        try:
+            if choice.get("token_ids"):
+                return list(choice["token_ids"])
+            has_ended = choice["finish_reason"] != "length"
+            return [*self._template.encoder.plain(choice["text"]), *(end if has_ended else [])]
+        except (KeyError, TypeError) as error:
+            raise NoAnswer("the server's answer holds no text") from error
 
     async def _verdict(self, mode: Mode, ids: list[int], verdict: VerdictIds) -> Scored:
         labels = [verdict.labels[label][0] for label in (Label.MALICIOUS, Label.BENIGN)]

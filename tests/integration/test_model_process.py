@@ -37,7 +37,7 @@ def folder(loaded: LoadedGuard, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def guard(folder: Path) -> Iterator[Guard]:
-    with Guard.load(folder, backend="process", options=GuardOptions(hang_seconds=1.5, threads=1)) as guard:
+    with Guard.load(folder, backend="process", options=GuardOptions(hang_seconds=3.0, threads=1)) as guard:
         yield guard
 
 
