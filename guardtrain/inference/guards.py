@@ -106,16 +106,22 @@ def load_guard(name: str, *, policy: str | None = None, revision: str | None = N
     revision: of a base model. policy: replaces the saved one (base models: the default one).
     Raises ModelError when the model cannot be had.
     """
+    tokenizer, settings = load_settings(name, policy=policy, revision=revision)
+    folder = model_folder(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = _load_weights(name, folder, settings, dtype).to(device)
+    model.eval()
+    return LoadedGuard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
+
+
+def load_settings(name: str, *, policy: str | None = None, revision: str | None = None) -> tuple[Any, GuardSettings]:
+    """The tokenizer and the settings of what `load_guard` takes, for whoever runs its weights elsewhere. Raises ModelError."""
     folder = model_folder(name)
     settings = GuardSettings.read(folder) if folder else GuardSettings(base_model=name, revision=revision)
     if policy is not None:
         settings = replace(settings, policy=policy)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    tokenizer = load_tokenizer(str(folder)) if folder else load_tokenizer(name, revision)
-    model = _load_weights(name, folder, settings, dtype).to(device)
-    model.eval()
-    return LoadedGuard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
+    return load_tokenizer(str(folder)) if folder else load_tokenizer(name, revision), settings
 
 
 def load_saved(folder: Path, base: ModelConfig, dtype: torch.dtype) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,10 @@ class GuardFacts:
             max_prompt_tokens=settings.max_prompt_tokens,
             encoder=encoder,
         )
+
+    def with_modes(self, modes: Collection[str]) -> GuardFacts:
+        """Where the backend cannot run all that the guard was trained in."""
+        return replace(self, modes=tuple(mode for mode in self.modes if mode in modes))
 
     @property
     def threshold_version(self) -> str:

@@ -48,7 +48,7 @@ class Guard:
         self._backend = backend
         self._wanted_mode = mode
         self._facts: GuardFacts | None = None
-        self._lock = threading.Lock()
+        self._lock, self._starting = threading.Lock(), threading.Lock()
         self._known: RecentlyUsed[Key, Judgement] = RecentlyUsed(options.cache)
         self._pending: dict[Key, _Pending] = {}
         self._num_pieces = 0
@@ -70,8 +70,9 @@ class Guard:
         """A guard that is ready when it was entered (`with`, `async with`) or started; the first check starts it too.
 
         model: a run, a model folder or a base model. mode: off, on, both or cascade; if absent the cascade where there is one.
-        backend: "transformers" in this process, "process" in one of its own, "openai" on a server at `base_url` that gives
-        log-probabilities and serves the same weights. Raises ConfigError.
+        backend: "transformers" in this process, "process" in one of its own; on a server at `base_url` that serves the same
+        weights and gives log-probabilities "openai" (completions of token ids) or, where that cannot be had, "openai-chat".
+        Raises ConfigError.
         """
         options = options or GuardOptions()
         made = make_backend(
@@ -156,7 +157,8 @@ class Guard:
         self, prompts: Sequence[UnreadPrompt], *, mode: str | None = None, timeout_seconds: float | None = None
     ) -> list[Verdict]:
         """Judge each prompt; verdicts in their order. timeout_seconds: of all together."""
-        self._start_once()
+        if self._facts is None:
+            self._start_once()
         mode, start = self._checked(mode), time.perf_counter()
         futures = [self._ask(prompt, mode) for prompt in prompts]
         end = start + (timeout_seconds or self.options.timeout_seconds)
@@ -194,8 +196,9 @@ class Guard:
         self._facts = facts
 
     def _start_once(self) -> None:
-        if self._facts is None:
-            self._start()
+        with self._starting:
+            if self._facts is None:
+                self._start()
 
     def _loaded(self) -> GuardFacts:
         if self._facts is None:
