@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,40 +45,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--modes", default="off,on")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    modes = [Mode(name) for name in args.modes.split(",")]
     prompts = [
         example.prompt
         for example in balanced_subset(load_sources([Source(path="starter-hard")], "guard").examples, args.rows, seed=17)
     ]
     original = load_guard(str(args.run), device="cpu")
-    expected, seconds = scored_by(original, prompts)
-    results = {
+    expected, seconds = scored_by(original, prompts, modes)
+    thresholds = original.settings.thresholds
+    results: dict[str, Any] = {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "environment": {**describe_environment(), "xllamacpp": importlib.metadata.version("xllamacpp")},
         "prompts": len(prompts),
-        "thresholds": original.settings.thresholds,
-        "flagged": {mode: int((numbers(expected, mode) >= original.settings.thresholds[mode]).sum()) for mode in Mode},
+        "thresholds": thresholds,
+        "flagged": {mode.value: int((numbers(expected, mode) >= thresholds[mode]).sum()) for mode in modes},
         "seconds": seconds,
-        "formats": {dtype: measure(args.run, dtype, original, prompts, expected) for dtype in FORMATS},
+        "formats": {},
     }
-    args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for dtype in FORMATS:
+        results["formats"][dtype] = measure(args.run, dtype, original, prompts, expected, modes)
+        args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def scored_by(guard: LoadedGuard, prompts: Sequence[Prompt]) -> tuple[list[Scored], float]:
-    """In both modes, and how long it took."""
+def scored_by(guard: LoadedGuard, prompts: Sequence[Prompt], modes: Sequence[Mode]) -> tuple[list[Scored], float]:
+    """In these modes, and how long it took."""
     start = time.perf_counter()
-    scored = [each for _, each in sorted(guard.scorer().score(prompts, list(Mode)))]
+    scored = [each for _, each in sorted(guard.scorer().score(prompts, modes), key=itemgetter(0))]
     return scored, round(time.perf_counter() - start, 1)
 
 
-def measure(run: Path, dtype: str, guard: LoadedGuard, prompts: Sequence[Prompt], expected: Sequence[Scored]) -> dict[str, Any]:
+def measure(
+    run: Path, dtype: str, guard: LoadedGuard, prompts: Sequence[Prompt], expected: Sequence[Scored], modes: Sequence[Mode]
+) -> dict[str, Any]:
     """One format."""
     with tempfile.TemporaryDirectory() as work:
         options = ExportOptions(to="gguf", dtype=dtype, out=Path(work) / dtype, shard_bytes=10**12)
         done: list[Export] = []
         growth = peak_growth_bytes(lambda: done.append(export_run(run, options, Console(stderr=True))))
-        scored, seconds = scored_by(load_guard(str(options.out), device="cpu"), prompts)
+        scored, seconds = scored_by(load_guard(str(options.out), device="cpu"), prompts, modes)
         in_llama_cpp = llama_cpp_scores(done[0].out / "model.gguf", guard, prompts)
     thresholds = guard.settings.thresholds
     return {
@@ -85,7 +93,7 @@ def measure(run: Path, dtype: str, guard: LoadedGuard, prompts: Sequence[Prompt]
         "export_seconds": round(done[0].seconds, 1),
         "export_memory_growth_bytes": growth,
         "transformers": {
-            mode.value: difference(numbers(expected, mode), numbers(scored, mode), thresholds[mode]) for mode in Mode
+            mode.value: difference(numbers(expected, mode), numbers(scored, mode), thresholds[mode]) for mode in modes
         },
         "same_reasons": sum(one.reason == other.reason for one, other in zip(expected, scored, strict=True)),
         "seconds": seconds,
