@@ -14,7 +14,7 @@ from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import ModelError
 from guardtrain.inference.calibration import Calibration
 from guardtrain.inference.scorer import Scorer
-from guardtrain.model.load import load_model, load_tokenizer, read_guard_json
+from guardtrain.model.load import EXPORTED_GGUF, load_model, load_tokenizer, read_guard_json
 
 GUARD_FILE = "guard.json"
 FORMAT = 2
@@ -92,8 +92,9 @@ class LoadedGuard:
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder with `guard.json` that `name` (a run folder or its model folder) means; None for anything else."""
-    for folder in (Path(name) / "model", Path(name)):
+    """The folder with `guard.json` that `name` means: a run, its model folder, an export or its GGUF file; else None."""
+    path = Path(name)
+    for folder in (path.parent,) if path.name == EXPORTED_GGUF else (path / "model", path):
         if (folder / GUARD_FILE).is_file():
             return folder
     return None
