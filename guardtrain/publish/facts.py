@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,21 @@ def read_facts(folder: Path, repository: str, told: Told) -> ModelFacts:
         kind=_kind(folder),
         base=base,
         licence=licence_of(base, told.licence),
-        settings=settings,
+        settings=_without_places(settings),
         recipe=recipe,
         summary=summary,
         data_sets=public,
         sources=other,
         evidence=_of_report(told.report, settings) if told.report else _of_summary(summary),
     )
+
+
+def _without_places(settings: GuardSettings) -> GuardSettings:
+    """Files that it was calibrated on by their names alone."""
+    if settings.calibration is None:
+        return settings
+    data = tuple(Path(name).name for name in settings.calibration.data)
+    return replace(settings, calibration=replace(settings.calibration, data=data))
 
 
 def _run_of(folder: Path) -> Path | None:

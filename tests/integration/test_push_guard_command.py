@@ -114,8 +114,8 @@ def test_a_new_repository_is_private_and_holds_what_the_dry_run_showed(hub: Hub,
     assert weights in hub.objects.values(), "through the storage of large files"
     assert not {"training_rows.json", "notes.txt", "summary.json", "recipe.yaml"} & set(repository.files)
     uploaded = b"".join(repository.files.values())
-    for secret in (str(run), "secret-customer", "private/rows.jsonl", TOKEN):
-        assert secret.encode() not in uploaded, secret
+    leaks = [secret for secret in (str(run), "secret-customer", "private/rows.jsonl", TOKEN) if secret.encode() in uploaded]
+    assert leaks == []
     assert TOKEN not in done.stdout + done.stderr
 
 
