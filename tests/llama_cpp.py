@@ -23,7 +23,7 @@ class LlamaServer:
     def post(self, path: str, **body: Any) -> Any:
         """What it answers."""
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=600) as answer:
             return json.load(answer)
 
     def tokens(self, text: str, *, special: bool) -> list[int]:

@@ -175,6 +175,8 @@ def test_the_card_of_a_run(run: Path, show: Any) -> None:
     assert "starter (pairs written for guardtrain)" in card
     assert "rows.jsonl" in card
     assert "private/" not in card
+    assert "held_out.jsonl" in card
+    assert "secret-customer" not in card
     assert POLICY in card
 
 
