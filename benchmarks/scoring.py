@@ -32,7 +32,7 @@ from guardtrain.evaluate.cascade import choose_cascade
 from guardtrain.evaluate.files import PACK_TOKENS
 from guardtrain.evaluate.runner import Evaluation, evaluate
 from guardtrain.evaluate.speed import measure_latency
-from guardtrain.inference.guards import Guard, load_guard
+from guardtrain.inference.guards import LoadedGuard, load_guard
 from guardtrain.inference.parser import parse_answer
 from guardtrain.types import GuardExample, Label, Mode
 
@@ -73,7 +73,7 @@ def main() -> None:
     print(json.dumps({key: results[key] for key in ("ours", "peers", "speedup", "latency", "verdicts")}, indent=1))
 
 
-def rows_of(data: str, number: int, guard: Guard) -> list[GuardExample]:
+def rows_of(data: str, number: int, guard: LoadedGuard) -> list[GuardExample]:
     """A seeded, balanced subset of the rows that the guard admits."""
     examples = [row for row in load_sources([Source(path=data)], "guard").examples if isinstance(row, GuardExample)]
     limit = guard.settings.max_prompt_tokens
@@ -88,7 +88,7 @@ def timed(action: Callable[[], Any], rows: int) -> tuple[Any, dict[str, float]]:
     return result, {"seconds": wall, "processor_seconds": processor, "rows_per_second": rows / wall}
 
 
-def time_ours(guard: Guard, examples: Sequence[GuardExample]) -> tuple[Evaluation, dict[str, dict[str, float]]]:
+def time_ours(guard: LoadedGuard, examples: Sequence[GuardExample]) -> tuple[Evaluation, dict[str, dict[str, float]]]:
     """Each mode by itself. The evaluation holds every mode of every row."""
     scorer = guard.scorer(pack_tokens=PACK_TOKENS)
     prompts = [example.prompt for example in examples]
@@ -118,7 +118,7 @@ class Stored:
         return enumerate(self.evaluation.scored)
 
 
-def time_peers(guard: Guard, examples: Sequence[GuardExample]) -> tuple[dict[str, dict[str, float]], list[Label | None]]:
+def time_peers(guard: LoadedGuard, examples: Sequence[GuardExample]) -> tuple[dict[str, dict[str, float]], list[Label | None]]:
     """The loop, to the end of the turn and to exactly 100 tokens; the verdicts of the first, None where none can be read."""
     template = guard.template
     ids = [[*template.policy_ids, *template.prompt_segment(row.prompt).input_ids, *template.opening_ids] for row in examples]
@@ -135,7 +135,7 @@ def time_peers(guard: Guard, examples: Sequence[GuardExample]) -> tuple[dict[str
     return {"to_end_of_turn": to_the_end, "100_tokens": exactly}, [answer.verdict for answer in answers]
 
 
-def generate(guard: Guard, ids: list[int], *, stops: bool) -> list[int]:
+def generate(guard: LoadedGuard, ids: list[int], *, stops: bool) -> list[int]:
     """Greedy, one row, cached."""
     end = guard.template.end_ids
     config = GenerationConfig(
@@ -154,7 +154,7 @@ def speedup(ours: dict[str, float], peer: dict[str, float]) -> dict[str, float]:
     return {clock: round(peer[clock] / ours[clock], 2) for clock in ("seconds", "processor_seconds")}
 
 
-def latency(guard: Guard, examples: Sequence[GuardExample], evaluation: Evaluation) -> dict[str, Any]:
+def latency(guard: LoadedGuard, examples: Sequence[GuardExample], evaluation: Evaluation) -> dict[str, Any]:
     """One prompt at a time."""
     prompts = [example.prompt for example in examples]
     modes = list(evaluation.measures)

@@ -22,6 +22,7 @@ from guardtrain.options import AsJson, Columns, Labels, Overrides, one_of, pairs
 from guardtrain.prepare.commands_ask import generate, reason
 from guardtrain.prepare.commands_build import build, mine, push
 from guardtrain.prepare.commands_clean import clean
+from guardtrain.publish.commands import push as push_guard
 from guardtrain.secure.commands import secure_app
 from guardtrain.terminal import output, print_json, start
 
@@ -195,19 +196,23 @@ def plan(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[str, typer.Option(help="merged: a whole model; adapter: the adapter of lora or qlora alone.")],
+    to: Annotated[
+        str, typer.Option(help="merged: a whole model; adapter: that of lora or qlora alone; gguf: for llama.cpp; ollama; vllm.")
+    ],
     checkpoint: Annotated[
         str | None, typer.Option(help="Its name. Default: the finished model, else the newest valid one.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder. Default: RUN/exported/….")] = None,
     shard_gb: Annotated[float, typer.Option(help="Size of one file of weights, at most.")] = 5.0,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: as it is saved.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16, for gguf and ollama also q8_0. Default: as it is saved.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's model, also from ZeRO's shards, as safetensors that transformers loads; what was cut off goes on."""
-    one_of("--to", to, ("merged", "adapter"))
+    """Write a run's model, also from ZeRO's shards, for transformers, llama.cpp, Ollama or vLLM; what was cut off goes on."""
+    one_of("--to", to, ("merged", "adapter", "gguf", "ollama", "vllm"))
     if dtype is not None:
-        one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))
+        one_of("--dtype", dtype, ("float32", "bfloat16", "float16", "q8_0"))
     if not shard_gb > 0:
         raise ConfigError("not a size", where="--shard-gb", expected="a number above 0", found=str(shard_gb))
     console = start()
@@ -226,6 +231,7 @@ app.command()(evaluate)
 app.command()(calibrate)
 app.command()(ladder)
 app.command()(benchmarks)
+app.command("push")(push_guard)
 for command in (clean, generate, reason, build, push, mine):
     data_app.command()(command)
 

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub's API on loopback: repositories, commits and LFS, enough for one data set to arrive."""
+"""A stand-in for the Hugging Face Hub's API on loopback: repositories, commits and LFS, for one data set or model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 TOKEN = "hf_aTokenThatNobodyMaySee"
+PLACES = {"dataset": "datasets/", "model": ""}
+LARGE = (".parquet", ".safetensors", ".gguf")
 
 
 @dataclass
 class Repository:
-    """is_private, and what its newest commit holds."""
+    """is_private, what its newest commit holds, and its kind: "dataset" or "model"."""
 
     is_private: bool
     files: dict[str, bytes] = field(default_factory=dict)
+    kind: str = "dataset"
 
 
 @dataclass
@@ -93,18 +96,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}"
-        assert asked["type"] == "dataset"
+        kind = asked.get("type") or "model"
         is_private = asked.get("visibility") == "private" or asked.get("private") is True
-        self.hub.repositories[name] = Repository(is_private=is_private and not self.hub.makes_public)
-        self._send(200, {"url": f"{self.hub.url}/datasets/{name}", "name": name})
+        self.hub.repositories[name] = Repository(is_private=is_private and not self.hub.makes_public, kind=kind)
+        self._send(200, {"url": f"{self.hub.url}/{PLACES[kind]}{name}", "name": name})
 
     def _of_repository(self, path: str, body: bytes) -> None:
-        match = re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/.]+)(?:\.git)?(/.*)?", path)
-        repository = self.hub.repositories.get(match[1]) if match else None
-        if match is None or repository is None:
+        match = re.fullmatch(r"(?:/api)?/(?:(datasets|models)/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path)
+        repository = self.hub.repositories.get(match[2]) if match else None
+        kind = "dataset" if match and match[1] == "datasets" else "model"
+        if match is None or repository is None or repository.kind != kind:
             self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             return
-        name, action = match[1], match[2] or ""
+        name, action = match[2], match[3] or ""
         if action in ("", "/revision/main"):
             self._send(200, {"id": name, "private": repository.is_private, "sha": "0" * 40, "siblings": [], "tags": []})
         elif action.startswith("/tree/main"):
@@ -114,8 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._send(200, entries)
         elif action == "/preupload/main":
-            files = [_mode(file["path"]) for file in json.loads(body)["files"]]
-            self._send(200, {"files": files})
+            self._send(200, {"files": [_mode(file["path"]) for file in json.loads(body)["files"]]})
         elif action == "/info/lfs/objects/batch":
             self._send(200, {"transfer": "basic", "objects": [self._object(item) for item in json.loads(body)["objects"]]})
         elif action == "/commit/main":
@@ -139,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         repository.files = files
         oid = hashlib.sha1(body).hexdigest()
-        url = f"{self.hub.url}/datasets/{name}/commit/{oid}"
+        url = f"{self.hub.url}/{PLACES[repository.kind]}{name}/commit/{oid}"
         self._send(200, {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
     def _send(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
@@ -155,5 +158,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _mode(path: str) -> dict[str, Any]:
-    is_large = path.endswith(".parquet")
+    is_large = path.endswith(LARGE)
     return {"path": path, "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False, "oid": None}

@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "guardtrain"
 # Lowest first. Packages of one layer may use each other, except where they are listed as strangers.
 LAYERS = (
     {"types", "errors", "streams", "json_files", "environment", "workers"},
-    {"config", "overrides", "options", "terminal"},
+    {"config", "overrides", "options", "terminal", "hub"},
     {"data", "model", "distributed", "secure"},
     {"inference"},
-    {"train", "evaluate", "serve", "prepare", "plan"},
+    {"train", "evaluate", "serve", "prepare", "plan", "publish"},
     {"bench", "compare"},
     {"cli"},
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -63,7 +63,7 @@ class GuardTemplate:
         self.policy = policy
         self.verdict_weight = verdict_weight
         self.think = think_spelling(tokenizer)
-        before_policy, before_prompt, after_prompt = _guard_scaffold(tokenizer)
+        before_policy, before_prompt, after_prompt = guard_scaffold(tokenizer)
         encode = self.encoder.scaffold
         self.policy_ids = encode(before_policy) + self.encoder.plain(policy) + encode(before_prompt)
         self.after_prompt_ids = encode(after_prompt)
@@ -165,27 +165,21 @@ class ChatTemplate:
         return segment
 
 
-class PlainEncoder:
-    """Encodes text without the meaning of special tokens, and trusted scaffold text with it."""
+class PlainText:
+    """Encodes text without the meaning of special tokens.
 
-    def __init__(self, tokenizer: Any) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ModelError("the tokenizer has no fast version", expected="a tokenizer.json", found=type(tokenizer).__name__)
-        self._scaffold = tokenizer
-        spec = json.loads(backend.to_str())
-        # Runs of white space may be added tokens too (Gemma); they carry no power and keep ordinary text as trained.
-        spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].strip()]
-        spec["post_processor"] = spec["truncation"] = spec["padding"] = None
-        self._plain = Tokenizer.from_str(json.dumps(spec))
-        added = tokenizer.get_added_vocab()
-        self.powerful_ids = frozenset(index for text, index in added.items() if text.strip())
+    spec: a tokenizer of the package tokenizers, as JSON. forbidden_ids: tokens that it must never give.
+    """
+
+    def __init__(self, spec: str, forbidden_ids: Collection[int]) -> None:
+        self.spec = spec
+        self.forbidden_ids = frozenset(forbidden_ids)
+        self._plain = Tokenizer.from_str(spec)
 
     def plain(self, text: str) -> list[int]:
         """Token ids of untrusted `text`; never one that has a meaning of its own. Raises ModelError if one slips through."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        # The unknown token is what a tokenizer without byte fallback gives for an unseen character.
-        slipped = self.powerful_ids.intersection(ids) - {self._scaffold.unk_token_id}
+        slipped = self.forbidden_ids.intersection(ids)
         if slipped:
             raise ModelError("the tokenizer gives special tokens for plain text", found=f"token ids {sorted(slipped)}")
         return ids
@@ -195,16 +189,35 @@ class PlainEncoder:
         encoding = self._plain.encode(text, add_special_tokens=False)
         return list(accumulate((start for start, _ in encoding.offsets), max))
 
+
+class PlainEncoder(PlainText):
+    """Encodes text without the meaning of special tokens, and trusted scaffold text with it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError("the tokenizer has no fast version", expected="a tokenizer.json", found=type(tokenizer).__name__)
+        self.tokenizer = tokenizer
+        spec = json.loads(backend.to_str())
+        # Runs of white space may be added tokens too (Gemma); they carry no power and keep ordinary text as trained.
+        spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].strip()]
+        spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+        added = tokenizer.get_added_vocab()
+        self.powerful_words = frozenset(text for text in added if text.strip())
+        self.powerful_ids = frozenset(added[text] for text in self.powerful_words)
+        # The unknown token is what a tokenizer without byte fallback gives for an unseen character.
+        super().__init__(json.dumps(spec), self.powerful_ids - {tokenizer.unk_token_id})
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
-        text: str = self._scaffold.decode(ids, skip_special_tokens=False)
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def scaffold(self, text: str) -> list[int]:
         """Token ids of trusted template text, special tokens included."""
         if not text:
             return []
-        ids: list[int] = self._scaffold(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 
@@ -266,7 +279,7 @@ def end_of_turn_id(tokenizer: Any, *, is_plain: bool = False) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _guard_scaffold(tokenizer: Any) -> tuple[str, str, str]:
+def guard_scaffold(tokenizer: Any) -> tuple[str, str, str]:
     """Text before the policy, between policy and prompt, and after the prompt up to the assistant's first token."""
     try:
         before, between, after = chat_scaffold(tokenizer, ["system", "user"], open_assistant=True)

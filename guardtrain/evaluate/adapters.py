@@ -14,7 +14,7 @@ from typing import Any
 from guardtrain.data.turns import BrokenTurns, read_turns
 from guardtrain.errors import ConfigError, DataError
 from guardtrain.evaluate.runner import EvaluationMode, run_modes, scores_of
-from guardtrain.inference.guards import Guard, load_guard
+from guardtrain.inference.guards import LoadedGuard, load_guard
 from guardtrain.types import Turn
 
 Probability = Callable[[float], float]
@@ -39,7 +39,9 @@ class Judge:
     where the guard begins to flag and is not a probability otherwise.
     """
 
-    def __init__(self, model: Guard | str, mode: EvaluationMode | None = None, p_malicious: Probability | None = None) -> None:
+    def __init__(
+        self, model: LoadedGuard | str, mode: EvaluationMode | None = None, p_malicious: Probability | None = None
+    ) -> None:
         guard = load_guard(model) if isinstance(model, str) else model
         self.mode: EvaluationMode = mode or _widest_mode(guard)
         self.threshold = guard.settings.thresholds.get(self.mode, 0.0)
@@ -63,7 +65,7 @@ class Judge:
 
 
 def guardbench_moderate(
-    model: Guard | str, mode: EvaluationMode | None = None, p_malicious: Probability | None = None
+    model: LoadedGuard | str, mode: EvaluationMode | None = None, p_malicious: Probability | None = None
 ) -> Callable[[list[list[dict[str, str]]]], list[float]]:
     """The function that `guardbench.benchmark(moderate=…)` wants: conversations to probabilities of being unsafe.
 
@@ -80,7 +82,7 @@ def guardbench_moderate(
     return moderate
 
 
-def any_guardrail(model: Guard | str, mode: EvaluationMode | None = None, p_malicious: Probability | None = None) -> Any:
+def any_guardrail(model: LoadedGuard | str, mode: EvaluationMode | None = None, p_malicious: Probability | None = None) -> Any:
     """The guard as an `any_guardrail.base.Guardrail`: `validate(text)` gives a GuardrailOutput, a list of texts a list.
 
     model, mode, p_malicious: see `Judge`. valid: not flagged at the guard's threshold; score: p_malicious; explanation: the
@@ -118,7 +120,7 @@ def any_guardrail(model: Guard | str, mode: EvaluationMode | None = None, p_mali
     return ReasoningGuard(Judge(model, mode, p_malicious))
 
 
-def _widest_mode(guard: Guard) -> EvaluationMode:
+def _widest_mode(guard: LoadedGuard) -> EvaluationMode:
     modes = guard.settings.modes
     return "both" if len(modes) > 1 else modes[0]  # type: ignore[return-value]  # written by a recipe that was checked
 

@@ -17,10 +17,10 @@ from guardtrain.data.sources import load_sources
 from guardtrain.data.splits import balanced_subset
 from guardtrain.distributed.ranks import join, launched, leave, main_first, together
 from guardtrain.errors import ConfigError, DataError
-from guardtrain.evaluate.cascade import Cascade
 from guardtrain.evaluate.runner import Evaluation, EvaluationMode, evaluate, needs_calibration
 from guardtrain.evaluate.shared import SharedScorer
-from guardtrain.inference.guards import Guard, load_guard
+from guardtrain.inference.cascade import Cascade
+from guardtrain.inference.guards import LoadedGuard, load_guard
 from guardtrain.types import GuardExample
 
 # Prompts of one batch; ranks wait this long for each other, the last one for all that the slowest has left to score.
@@ -34,7 +34,7 @@ class FileEvaluation:
 
     model: str
     data: Sequence[str]
-    guard: Guard
+    guard: LoadedGuard
     evaluation: Evaluation
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def read_rows(
 
 
 def check_guard(
-    guard: Guard, examples: Sequence[GuardExample], modes: Sequence[EvaluationMode] | None, max_prompt_tokens: int | None
+    guard: LoadedGuard, examples: Sequence[GuardExample], modes: Sequence[EvaluationMode] | None, max_prompt_tokens: int | None
 ) -> tuple[list[EvaluationMode], Cascade | None]:
     """The modes to measure, by default all that the guard can, and its band. Raises for what it cannot score."""
     limit = max_prompt_tokens or guard.settings.max_prompt_tokens
@@ -125,7 +125,7 @@ def check_guard(
     return chosen, cascade
 
 
-def _default_modes(guard: Guard, cascade: Cascade | None) -> list[EvaluationMode]:
+def _default_modes(guard: LoadedGuard, cascade: Cascade | None) -> list[EvaluationMode]:
     trained = parse_modes(",".join(guard.settings.modes))
     if len(trained) == 1:
         return trained

@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from guardtrain.errors import ConfigError
-from guardtrain.evaluate.cascade import Cascade, margins
 from guardtrain.evaluate.scores import Judged, Measures, measures_of
 from guardtrain.inference.calibration import Calibration
-from guardtrain.inference.scorer import Prompt, Scored
+from guardtrain.inference.cascade import Cascade, margins
+from guardtrain.inference.scored import Prompt, Scored
 from guardtrain.types import GuardExample, Label, Mode
 
 EvaluationMode = Literal["off", "on", "both", "cascade"]

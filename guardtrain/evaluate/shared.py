@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from guardtrain.distributed.ranks import Ranks, gather, together
 from guardtrain.errors import GuardtrainError
-from guardtrain.inference.scorer import Prompt, Scored, Scorer, batches_by_length
+from guardtrain.inference.scored import Prompt, Scored
+from guardtrain.inference.scorer import Scorer, batches_by_length
 from guardtrain.types import Mode
 
 

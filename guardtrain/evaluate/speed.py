@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from guardtrain.errors import ConfigError
-from guardtrain.evaluate.cascade import Cascade
 from guardtrain.evaluate.runner import EvaluationMode, ScoresPrompts, needs_calibration, run_modes
-from guardtrain.inference.scorer import Prompt
+from guardtrain.inference.cascade import Cascade
+from guardtrain.inference.scored import Prompt
 
 
 @dataclass(frozen=True, slots=True)

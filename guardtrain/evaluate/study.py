@@ -26,7 +26,6 @@ from guardtrain.evaluate.attacks import attack_table, load_attacks
 from guardtrain.evaluate.baseline import tfidf_scores
 from guardtrain.evaluate.benchmarks import BENCHMARKS, read_benchmark
 from guardtrain.evaluate.calibration import calibrate_mode, hash_of_rows
-from guardtrain.evaluate.cascade import Cascade
 from guardtrain.evaluate.contamination import Contamination, clean_rows, find_contaminated
 from guardtrain.evaluate.files import PACK_TOKENS, RANKS_TIMEOUT_SECONDS, check_guard, read_rows
 from guardtrain.evaluate.reporting.data import Contaminated, Report, SetReport, Speed
@@ -34,9 +33,10 @@ from guardtrain.evaluate.runner import Evaluation, EvaluationMode, evaluate
 from guardtrain.evaluate.scores import Judged, flip_rate
 from guardtrain.evaluate.shared import SharedScorer
 from guardtrain.evaluate.speed import measure_latency, measure_throughput
+from guardtrain.inference.cascade import Cascade
 from guardtrain.inference.chunks import PromptScorer
 from guardtrain.inference.defences import RememberingScorer, defended_scorer
-from guardtrain.inference.guards import Guard, load_guard, model_folder
+from guardtrain.inference.guards import LoadedGuard, load_guard, model_folder
 from guardtrain.overrides import load_recipe
 from guardtrain.train.rows import load_rows, measured_rows
 from guardtrain.types import GuardExample, Label, Mode
@@ -160,7 +160,7 @@ def read_set(argument: str, study: Study) -> DataSet:
     return DataSet(name, benchmark.axis, benchmark.licence, "; ".join([*benchmark.caveats, *left_out]), rows)
 
 
-def training_rows(model: str, guard: Guard) -> tuple[TrainingRows | None, str | None]:
+def training_rows(model: str, guard: LoadedGuard) -> tuple[TrainingRows | None, str | None]:
     """The rows of the run that a guard is from, or why there are none."""
     folder = model_folder(model)
     if folder is None:
@@ -208,7 +208,7 @@ def _by_digest(texts: list[str], model: str) -> list[Contamination]:
 
 
 def _score(
-    guard: Guard, sets: Sequence[DataSet], modes: Sequence[EvaluationMode], cascade: Cascade | None, console: Console
+    guard: LoadedGuard, sets: Sequence[DataSet], modes: Sequence[EvaluationMode], cascade: Cascade | None, console: Console
 ) -> list[Evaluation]:
     scorer, calibration = SharedScorer(guard.scorer(pack_tokens=PACK_TOKENS), launched()), guard.settings.calibration
     with Progress(console=console, transient=True, disable=not launched().is_main) as progress:
@@ -233,7 +233,7 @@ def _headline(name: str, model: str, sets: Sequence[DataSet], study: Study, cons
     return [evaluation.judged(mode) for evaluation in _score(other, sets, [mode], None, console)]
 
 
-def _set_report(each: DataSet, evaluation: Evaluation, guard: Guard, controls: Mapping[str, Judged]) -> SetReport:
+def _set_report(each: DataSet, evaluation: Evaluation, guard: LoadedGuard, controls: Mapping[str, Judged]) -> SetReport:
     calibration = guard.settings.calibration
     return SetReport(
         name=each.name,
@@ -250,7 +250,7 @@ def _set_report(each: DataSet, evaluation: Evaluation, guard: Guard, controls: M
 
 
 def _controls(
-    number: int, each: DataSet, training: TrainingRows | None, guard: Guard, others: Mapping[str, list[Judged]]
+    number: int, each: DataSet, training: TrainingRows | None, guard: LoadedGuard, others: Mapping[str, list[Judged]]
 ) -> dict[str, Judged]:
     found = {name: judged[number] for name, judged in others.items()}
     if training is not None:
@@ -258,7 +258,7 @@ def _controls(
     return found
 
 
-def _tfidf(training: TrainingRows, examples: Sequence[GuardExample], guard: Guard) -> Judged:
+def _tfidf(training: TrainingRows, examples: Sequence[GuardExample], guard: LoadedGuard) -> Judged:
     """The baseline on the run's own training rows, its threshold at the guard's rate on the run's held-out rows."""
     held_N, scores_N = np.split(tfidf_scores(training.train, [*training.held_out, *examples]), [len(training.held_out)])
     target = (guard.settings.calibration.target_fpr if guard.settings.calibration else None) or EvaluateConfig().target_fpr
@@ -272,7 +272,7 @@ def _tfidf(training: TrainingRows, examples: Sequence[GuardExample], guard: Guar
 
 
 def _speed(
-    guard: Guard, sets: Sequence[DataSet], modes: Sequence[EvaluationMode], cascade: Cascade | None, rows: int
+    guard: LoadedGuard, sets: Sequence[DataSet], modes: Sequence[EvaluationMode], cascade: Cascade | None, rows: int
 ) -> dict[str, Speed]:
     """Over a draw of all sets' rows, so that short and long ones are among them."""
     if not rows:
@@ -293,7 +293,7 @@ def _escalation_rate(evaluations: Sequence[Evaluation]) -> float | None:
     return sum(rate * rows for rate, rows in known) / sum(rows for _, rows in known) if known else None
 
 
-def _flip_rate(guard: Guard, sets: Sequence[DataSet], study: Study) -> float | None:
+def _flip_rate(guard: LoadedGuard, sets: Sequence[DataSet], study: Study) -> float | None:
     if not study.sampled_rows or "on" not in guard.settings.modes:
         return None
     prompts = [row.prompt for row in _drawn(_all(sets), study.sampled_rows)]
@@ -302,7 +302,7 @@ def _flip_rate(guard: Guard, sets: Sequence[DataSet], study: Study) -> float | N
     return flip_rate(scores_NS >= guard.settings.thresholds.get("on", 0.0))
 
 
-def _attacks(guard: Guard, mode: EvaluationMode, console: Console) -> list[dict[str, Any]]:
+def _attacks(guard: LoadedGuard, mode: EvaluationMode, console: Console) -> list[dict[str, Any]]:
     attacks, threshold = load_attacks(), guard.settings.thresholds.get(mode, 0.0)
     bare = RememberingScorer(guard.scorer(pack_tokens=PACK_TOKENS))
 

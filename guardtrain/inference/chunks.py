@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from guardtrain.data.template import PlainEncoder
+from guardtrain.data.template import PlainText
 from guardtrain.errors import ConfigError
-from guardtrain.inference.scorer import Scored
+from guardtrain.inference.scored import Scored
 from guardtrain.types import Mode, Turn, prompt_text
 
 MIN_CHUNK_TOKENS = 32
@@ -38,7 +38,7 @@ class ChunkingScorer:
     encoder: of the scorer's template. chunk_tokens: at least 32. Raises ConfigError for less.
     """
 
-    def __init__(self, scorer: PromptScorer, encoder: PlainEncoder, chunk_tokens: int) -> None:
+    def __init__(self, scorer: PromptScorer, encoder: PlainText, chunk_tokens: int) -> None:
         if chunk_tokens < MIN_CHUNK_TOKENS:
             raise ConfigError(
                 "chunks too short to judge", expected=f"at least {MIN_CHUNK_TOKENS} tokens", found=str(chunk_tokens)
@@ -76,7 +76,7 @@ def worst(chunks: Sequence[Scored]) -> Scored:
     )
 
 
-def chunk_prompt(prompt: tuple[Turn, ...], encoder: PlainEncoder, chunk_tokens: int) -> list[tuple[Turn, ...]]:
+def chunk_prompt(prompt: tuple[Turn, ...], encoder: PlainText, chunk_tokens: int) -> list[tuple[Turn, ...]]:
     """The prompt in chunks of about `chunk_tokens` tokens at most; every character of every turn is in at least one.
 
     Consecutive turns share a chunk as long as they fit; a longer turn is cut, and each piece keeps its role.
@@ -96,7 +96,7 @@ def chunk_prompt(prompt: tuple[Turn, ...], encoder: PlainEncoder, chunk_tokens: 
     return chunks
 
 
-def _pieces(turn: Turn, encoder: PlainEncoder, chunk_tokens: int) -> list[Turn]:
+def _pieces(turn: Turn, encoder: PlainText, chunk_tokens: int) -> list[Turn]:
     spans = chunk_spans(turn.content, encoder.starts(turn.content), chunk_tokens)
     return [Turn(turn.role, turn.content[start:end]) for start, end in spans]
 

@@ -9,7 +9,8 @@ Shape suffixes: B branches, Q new tokens of one call, K cached tokens, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -76,21 +77,32 @@ class TreeDecoder:
         self._ids += [[] for _ in range(copies)]
         return list(range(first, first + copies))
 
+    @property
+    def policy_layers(self) -> Layers:
+        """Keys and values of the policy, each of shape (1, H, tokens, D)."""
+        return self._policy
+
+    def held(self, branches: Sequence[int]) -> Layers:
+        """Copies of the keys and values that these branches hold themselves, in the order in which they were read."""
+        is_held_K = torch.isin(self._owner_K, self._indices(branches))
+        return [(key[..., is_held_K, :], value[..., is_held_K, :]) for key, value in self._layers()]
+
     def drop(self, branches: Iterable[int]) -> None:
         """Free what these branches hold; they must not be used any more, and have no forks that are."""
         is_kept_K = ~torch.isin(self._owner_K, self._indices(list(branches)))
         layers = [(key[..., is_kept_K, :], value[..., is_kept_K, :]) for key, value in self._layers()]
         self._hold(layers, self._owner_K[is_kept_K], self._position_K[is_kept_K])
 
-    def extend(self, tokens: dict[int, list[int]], *, keep: bool = True) -> torch.Tensor:
+    def extend(self, tokens: dict[int, list[int]], *, keep: bool = True, heads: Collection[int] | None = None) -> torch.Tensor:
         """Append tokens to branches; the logits that follow each branch's last new token, float32, shape (len(tokens), V).
 
-        tokens: branch to its new token ids, at least one each; rows of the result are in this order.
-        keep: False to look only: the branches are afterwards as before.
+        tokens: branch to its new token ids, at least one each; rows of the result are in this order. A fork stands behind what
+        it goes on from.
+        keep: False to look only: the branches are afterwards as before. heads: only the logits of these; all if absent.
         """
-        ends = torch.tensor([len(ids) for ids in tokens.values()]).cumsum(0) - 1
+        ends = zip(tokens, accumulate(len(ids) for ids in tokens.values()), strict=True)
         cached = len(self._owner_K)
-        logits_BV = self._extend(tokens, last=ends.tolist())
+        logits_BV = self._extend(tokens, last=[end - 1 for branch, end in ends if heads is None or branch in heads])
         if not keep:
             self._crop(cached)
             for branch, ids in tokens.items():
@@ -147,7 +159,7 @@ class TreeDecoder:
         self._cache.crop(length - len(self._owner_K))  # negative: how many tokens to remove
         self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
         """Run the model over new tokens; the logits at those of index `last`, float32, shape (len(last), V)."""
         owner_Q, position_Q = self._indices(owners), self._indices(positions)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from guardtrain.data.template import PlainEncoder
+from guardtrain.data.template import PlainText
 from guardtrain.inference.chunks import ChunkingScorer, PromptScorer, score_worst
 from guardtrain.inference.normalise import readings
-from guardtrain.inference.scorer import Scored
+from guardtrain.inference.scored import Scored
 from guardtrain.types import Mode, Turn
 
 
@@ -50,7 +50,7 @@ class RememberingScorer:
 
 
 def defended_scorer(
-    scorer: PromptScorer, encoder: PlainEncoder, *, normalise: bool = True, chunk_tokens: int | None = None
+    scorer: PromptScorer, encoder: PlainText, *, normalise: bool = True, chunk_tokens: int | None = None
 ) -> PromptScorer:
     """A scorer behind defences; what was decoded is there before the text is cut.
 

@@ -14,7 +14,7 @@ from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import ModelError
 from guardtrain.inference.calibration import Calibration
 from guardtrain.inference.scorer import Scorer
-from guardtrain.model.load import load_model, load_tokenizer, read_guard_json
+from guardtrain.model.load import EXPORTED_GGUF, load_model, load_tokenizer, read_guard_json
 
 GUARD_FILE = "guard.json"
 FORMAT = 2
@@ -71,7 +71,7 @@ class GuardSettings:
 
 
 @dataclass(frozen=True)
-class Guard:
+class LoadedGuard:
     """A loaded guard, ready to score. `is_trained` is false for a base model that was never tuned."""
 
     model: Any
@@ -92,30 +92,37 @@ class Guard:
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder with `guard.json` that `name` (a run folder or its model folder) means; None for anything else."""
-    for folder in (Path(name) / "model", Path(name)):
+    """The folder with `guard.json` that `name` means: a run, its model folder, an export or its GGUF file; else None."""
+    path = Path(name)
+    for folder in (path.parent,) if path.name == EXPORTED_GGUF else (path / "model", path):
         if (folder / GUARD_FILE).is_file():
             return folder
     return None
 
 
-def load_guard(name: str, *, policy: str | None = None, revision: str | None = None, device: str | None = None) -> Guard:
+def load_guard(name: str, *, policy: str | None = None, revision: str | None = None, device: str | None = None) -> LoadedGuard:
     """Load a run, a model folder, or any base model as a guard, in float32 on a CPU and bfloat16 on a GPU.
 
     An adapter, of QLoRA too, is merged into the unquantised base model: that is what is measured and given a threshold.
     revision: of a base model. policy: replaces the saved one (base models: the default one).
     Raises ModelError when the model cannot be had.
     """
+    tokenizer, settings = load_settings(name, policy=policy, revision=revision)
+    folder = model_folder(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = _load_weights(name, folder, settings, dtype).to(device)
+    model.eval()
+    return LoadedGuard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
+
+
+def load_settings(name: str, *, policy: str | None = None, revision: str | None = None) -> tuple[Any, GuardSettings]:
+    """The tokenizer and the settings of what `load_guard` takes, for whoever runs its weights elsewhere. Raises ModelError."""
     folder = model_folder(name)
     settings = GuardSettings.read(folder) if folder else GuardSettings(base_model=name, revision=revision)
     if policy is not None:
         settings = replace(settings, policy=policy)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    tokenizer = load_tokenizer(str(folder)) if folder else load_tokenizer(name, revision)
-    model = _load_weights(name, folder, settings, dtype).to(device)
-    model.eval()
-    return Guard(model, tokenizer, GuardTemplate(tokenizer, settings.policy), settings, is_trained=folder is not None)
+    return load_tokenizer(str(folder)) if folder else load_tokenizer(name, revision), settings
 
 
 def load_saved(folder: Path, base: ModelConfig, dtype: torch.dtype) -> Any:

@@ -10,7 +10,6 @@ several. In bfloat16 rounding is as wide as the gaps between tokens are: there a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,34 +19,11 @@ from guardtrain.data.template import GuardTemplate, VerdictIds
 from guardtrain.errors import ConfigError
 from guardtrain.inference.decoder import TreeDecoder
 from guardtrain.inference.reason import Reason
-from guardtrain.types import Label, Mode, Turn, prompt_text
+from guardtrain.inference.scored import Prompt, Scored
+from guardtrain.types import Label, Mode, prompt_text
 
-Prompt = tuple[Turn, ...]
 # Logits this near to the best are a tie in float32: many times what a batch was seen to move them by.
 TIE = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a guard says of one prompt.
-
-    scores: by mode that was run, logit(malicious) - logit(benign).
-    reason: the sentence written in mode `on`, else None.
-    truncated: the reason hit the token cap and was closed by force.
-    is_natural: in each mode that was run, whether the most likely token of all at the verdict position is one of the labels,
-    and in mode `on` whether the reason ended by itself; a free-running server would have given no verdict otherwise.
-    """
-
-    scores: dict[Mode, float]
-    is_natural: dict[Mode, bool]
-    reason: str | None = None
-    truncated: bool = False
-
-    def joined(self, on: Scored | None) -> Scored:
-        """This, and what mode `on` says where it was run."""
-        if on is None:
-            return self
-        return Scored({**self.scores, **on.scores}, {**self.is_natural, **on.is_natural}, on.reason, on.truncated)
 
 
 class _Noise:

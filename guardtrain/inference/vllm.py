@@ -15,7 +15,7 @@ from typing import Any
 from guardtrain.data.template import GuardTemplate, VerdictIds
 from guardtrain.errors import ModelError
 from guardtrain.inference.reason import Reason
-from guardtrain.inference.scorer import Prompt, Scored
+from guardtrain.inference.scored import Prompt, Scored
 from guardtrain.types import Label, Mode
 
 

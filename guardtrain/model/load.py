@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EXPORTED_GGUF = "model.gguf"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def resolve(name: str) -> ModelSource:
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelError("the folder holds no model", where=name, expected="config.json or adapter_config.json")
-        return ModelSource(str(path))
+        is_exported = (path / EXPORTED_GGUF).is_file() and not any(path.glob("*.safetensors"))
+        return ModelSource(str(path), EXPORTED_GGUF if is_exported else None)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError("no such model", where=name, expected=f"{EMBEDDED_MODEL}, a folder, a .gguf file or a Hugging Face id")
     if runs := sorted(run.parent.name for run in path.parent.glob("*/recipe.yaml")):
@@ -69,6 +71,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve(name)
+    if source.gguf_file is not None and (Path(source.path) / "tokenizer.json").is_file():
+        source = ModelSource(source.path)  # the original, which a GGUF file's header cannot hold in every detail
     with loading_errors(name, "tokenizer"):
         return AutoTokenizer.from_pretrained(source.path, **_gguf_arguments(source, tokenizer=True), revision=revision or "main")
 
@@ -132,10 +136,14 @@ def _gguf_arguments(source: ModelSource, *, tokenizer: bool = False) -> dict[str
         return {}
     if tokenizer:
         return {"gguf_file": source.gguf_file}
-    from transformers import GgufConfig
+    from transformers import AutoConfig, GgufConfig
 
     # Without dequantising, transformers keeps GGUF tensors that it cannot save.
-    return {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    arguments: dict[str, Any] = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    if (Path(source.path) / "config.json").is_file():
+        # 2026-11: from a header transformers 5.23 reads neither Qwen3's head size nor Llama 3's stretched positions.
+        arguments["config"] = AutoConfig.from_pretrained(source.path)
+    return arguments
 
 
 def cache_dir() -> Path:

@@ -42,10 +42,14 @@ FORMAT_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a model: its name, and its tensors in the order in which they lie in it."""
+    """One file of a model: its name, and its tensors in the order in which they lie in it.
+
+    header: what stands before the numbers, of a file that is no safetensors; its streams are then its bytes, padding included.
+    """
 
     name: str
     streams: tuple[TensorStream, ...]
+    header: bytes | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -93,13 +97,13 @@ def _place(stream: TensorStream) -> tuple[int, str]:
 
 
 class TensorFile:
-    """A safetensors file that is being written: header first, then numbers as they come, in the order of `streams`."""
+    """A file that is being written: header first, a safetensors' if none is given, then numbers in the order of `streams`."""
 
-    def __init__(self, path: Path, streams: Sequence[TensorStream]) -> None:
+    def __init__(self, path: Path, streams: Sequence[TensorStream], header: bytes | None = None) -> None:
         self._path, self._hash = path, hash_of_files()
         self._left = sum(stream.num_bytes for stream in streams)
         self._file = path.open("wb", buffering=0)
-        self._write(_header(streams))
+        self._write(_header(streams) if header is None else header)
 
     def __enter__(self) -> TensorFile:
         return self
@@ -142,7 +146,7 @@ def write_shard(folder: Path, shard: Shard, streams: Iterable[TensorStream] | No
 
     streams: the shard's, as an iterator that tells the caller how far it came.
     """
-    with TensorFile(folder / shard.name, shard.streams) as file:
+    with TensorFile(folder / shard.name, shard.streams, shard.header) as file:
         for stream in shard.streams if streams is None else streams:
             for chunk in stream.chunks():
                 file.add(chunk)

@@ -81,11 +81,12 @@ def push(
 ) -> None:
     """Push a data set with its card to the Hugging Face Hub: private unless --public, without the rows that were left out."""
     start()
-    from guardtrain.prepare.push import plan_push, read_token
-    from guardtrain.prepare.push import push as push_folder
+    from guardtrain.hub import push as push_files
+    from guardtrain.hub import read_token
+    from guardtrain.prepare.push import plan_push
 
     planned = plan_push(folder, repository, is_public=public)
-    commit = None if dry_run else push_folder(planned, read_token(token_env))
+    commit = None if dry_run else push_files(planned, read_token(token_env))
     if as_json:
         print_json({**planned.to_json(), "commit": commit})
     else:

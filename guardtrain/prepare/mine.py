@@ -15,7 +15,7 @@ from rich.progress import Progress
 from guardtrain.data.keys import row_key
 from guardtrain.errors import ConfigError, DataError
 from guardtrain.evaluate.files import PACK_TOKENS, check_guard
-from guardtrain.inference.guards import Guard, load_guard, model_folder
+from guardtrain.inference.guards import LoadedGuard, load_guard, model_folder
 from guardtrain.options import check_new
 from guardtrain.prepare.candidates import Candidate, read_candidates
 from guardtrain.prepare.written import rows_of, write_lines
@@ -85,7 +85,9 @@ def mine(
     return Mined(rows=len(examples), flipping=len(hard), always_wrong=wrong, resumed=resumed)
 
 
-def _sample(guard: Guard, examples: Sequence[GuardExample], options: MineOptions, journal: _Journal, console: Console) -> None:
+def _sample(
+    guard: LoadedGuard, examples: Sequence[GuardExample], options: MineOptions, journal: _Journal, console: Console
+) -> None:
     """Sample every row that the journal has not, each once, and note in how many samples it is flagged."""
     left = {key: example for example in examples if (key := _key(example)) not in journal.flagged}
     keys, prompts = list(left), [example.prompt for example in left.values()]
@@ -109,7 +111,7 @@ def _write(out: Path, hard: Sequence[tuple[Candidate, int]], model: str, options
     partial.replace(out)
 
 
-def _settings(model: str, guard: Guard, options: MineOptions) -> dict[str, Any]:
+def _settings(model: str, guard: LoadedGuard, options: MineOptions) -> dict[str, Any]:
     """All that a draw depends on. written: when the guard's newest file was, in ns; a guard trained anew is another one."""
     folder = model_folder(model)
     written = max((file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()), default=0) if folder else 0

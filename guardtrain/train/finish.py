@@ -21,7 +21,7 @@ from guardtrain.errors import TrainingError
 from guardtrain.evaluate.calibration import calibrate_guard
 from guardtrain.evaluate.report import evaluate_shown
 from guardtrain.evaluate.runner import Evaluation
-from guardtrain.inference.guards import Guard, load_guard
+from guardtrain.inference.guards import LoadedGuard, load_guard
 from guardtrain.model.loss import chunkable_head, pack_loss_sum
 from guardtrain.train.folder import RunFolder
 from guardtrain.train.job import Job
@@ -40,7 +40,7 @@ class Outcome:
     folder: RunFolder
     finished: bool
     summary: dict[str, Any]
-    guard: Guard | None = None
+    guard: LoadedGuard | None = None
     evaluation: Evaluation | None = None
     stopped_by: StopReason | None = None
 

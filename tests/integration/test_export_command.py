@@ -108,7 +108,7 @@ def test_mistakes(run_of: Any, guardtrain: Any, tmp_path: Path) -> None:
     merged = ["export", run, "--to", "merged"]
     check_refused(guardtrain("export", tmp_path / "none", "--to", "merged"), "none", "not a run", "no such folder")
     check_refused(guardtrain("export", tmp_path, "--to", "merged"), "not a run", "recipe.yaml")
-    check_refused(guardtrain("export", run, "--to", "gguf"), "--to", "merged or adapter", "gguf")
+    check_refused(guardtrain("export", run, "--to", "onnx"), "--to", "merged or adapter or gguf", "onnx")
     check_refused(guardtrain("export", run, "--to", "adapter"), "--to adapter", "model.method=full")
     check_refused(guardtrain(*merged, "--dtype", "int3"), "--dtype", "float16", "int3")
     check_refused(guardtrain(*merged, "--shard-gb", "0"), "--shard-gb")

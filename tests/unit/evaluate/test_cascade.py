@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrain.errors import ConfigError, DataError
-from guardtrain.evaluate.cascade import Cascade, choose_cascade, margins
+from guardtrain.evaluate.cascade import choose_cascade
 from guardtrain.evaluate.scores import recall_at_fpr
+from guardtrain.inference.cascade import Cascade, margins
 
 # Few distinct values, so that ties are the rule.
 rows_strategy = st.lists(st.tuples(st.integers(-6, 6), st.integers(-6, 6), st.booleans()), min_size=2, max_size=80).filter(

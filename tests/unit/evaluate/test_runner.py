@@ -12,10 +12,10 @@ from tiny_models import POLICY, guard_row
 
 from guardtrain.data.template import GuardTemplate
 from guardtrain.errors import ConfigError, DataError
-from guardtrain.evaluate.cascade import Cascade
 from guardtrain.evaluate.runner import evaluate, run_modes, scores_of
 from guardtrain.evaluate.scores import measure
 from guardtrain.inference.calibration import Calibration, ModeCalibration
+from guardtrain.inference.cascade import Cascade
 from guardtrain.inference.scorer import Scored, Scorer
 from guardtrain.types import Mode
 

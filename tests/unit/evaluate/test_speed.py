@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny_models import user
 
 from guardtrain.errors import ConfigError
-from guardtrain.evaluate.cascade import Cascade
 from guardtrain.evaluate.files import parse_modes
 from guardtrain.evaluate.shared import deal
 from guardtrain.evaluate.speed import measure_latency, measure_throughput
+from guardtrain.inference.cascade import Cascade
 from guardtrain.inference.scorer import Scored
 from guardtrain.types import Mode
 

@@ -89,6 +89,8 @@ def test_a_run_or_its_model_folder_is_a_guard_and_nothing_else(tmp_path: Path) -
     assert model_folder(str(tmp_path)) is None
     SETTINGS.write(tmp_path / "model")
     assert model_folder(str(tmp_path)) == model_folder(str(tmp_path / "model")) == tmp_path / "model"
+    assert model_folder(str(tmp_path / "model" / "model.gguf")) == tmp_path / "model", "the file of an export is its guard"
+    assert model_folder(str(tmp_path / "model" / "other.gguf")) is None
     assert model_folder("Qwen/Qwen3-0.6B") is None
 
 

@@ -52,7 +52,10 @@ def load_float32(name: Path | str) -> Any:
 def test_what_a_name_means(tmp_path: Path) -> None:
     assert resolve("Qwen/Qwen3-0.6B") == ModelSource("Qwen/Qwen3-0.6B")
     (tmp_path / "config.json").write_text("{}")
+    assert resolve(str(tmp_path)) == ModelSource(str(tmp_path))
     (tmp_path / "model.gguf").write_bytes(b"")
+    assert resolve(str(tmp_path)) == ModelSource(str(tmp_path), "model.gguf")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     assert resolve(str(tmp_path)) == ModelSource(str(tmp_path))
     assert resolve(str(tmp_path / "model.gguf")) == ModelSource(str(tmp_path), "model.gguf")
 

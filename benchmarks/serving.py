@@ -1,0 +1,262 @@
+"""`guardtrain serve` under load on loopback: latency of a lone client, requests a second of 32, ten thousand requests, memory.
+
+    python benchmarks/serving.py --model RUN --out benchmarks/results/serving.json
+    python benchmarks/serving.py --model RUN --out /tmp/rehearsal.json --tiny
+
+The real server in processes of its own, an asynchronous HTTP client over keep-alive connections, every prompt a text of its own,
+so that neither memory nor sharing helps. "Unbatched" is the same server with `--max-batch 1`. Of the ten thousand, every answer
+must be there, with a verdict, under an id that no other has; a sample is asked once more, of a guard that has one text at a time,
+and must score the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from guardtrain.config import Source
+from guardtrain.data.sources import load_sources
+from guardtrain.environment import describe_environment
+from guardtrain.types import prompt_text
+
+MODES = ("off", "on", "cascade")
+READY_SECONDS = 120.0
+WORDS = 14  # of a short text: fourteen words and a number
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is asked. seconds: of each throughput measurement, at least."""
+
+    clients: int = 32
+    starts: int = 3
+    lone: dict[str, int] = field(default_factory=lambda: {"off": 200, "on": 20, "cascade": 60})
+    batched: dict[str, int] = field(default_factory=lambda: {"off": 960, "on": 256, "cascade": 640})
+    unbatched: dict[str, int] = field(default_factory=lambda: {"off": 320, "on": 64, "cascade": 192})
+    many: int = 10_000
+    again: int = 200
+
+
+TINY = Size(
+    clients=8,
+    starts=1,
+    lone=dict.fromkeys(MODES, 4),
+    batched=dict.fromkeys(MODES, 24),
+    unbatched=dict.fromkeys(MODES, 16),
+    many=64,
+    again=8,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request. status: of HTTP. ours: what the result says of this guard; None where there was no verdict."""
+
+    text: str
+    seconds: float
+    status: int
+    ours: dict[str, Any] | None
+
+
+class Server:
+    """A running `guardtrain serve` and a client."""
+
+    def __init__(self, process: subprocess.Popen[str], model: str, url: str, ready_seconds: float) -> None:
+        self.process, self.model, self.url, self.ready_seconds = process, model, url, ready_seconds
+
+    def resident_mib(self) -> float:
+        """Of the server and its model process."""
+        return sum(map(_resident_mib, [self.process.pid, *_children(self.process.pid)]))
+
+
+@contextmanager
+def served(model: str, *options: str) -> Iterator[Server]:
+    """A server from its start to its end, which must be a clean one."""
+    command = [sys.executable, "-m", "guardtrain", "serve", model, "--port", "0", "--timeout", "600", "--queue", "4096", "--json"]
+    start = time.perf_counter()
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        url = json.loads("".join(itertools.takewhile(lambda line: line.strip() != "}", process.stdout)) + "}")["url"]
+        _until_ready(url)
+        yield Server(process, model, url, time.perf_counter() - start)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    if code:
+        raise RuntimeError(f"the server ended with {code}")
+
+
+def _until_ready(url: str) -> None:
+    end = time.perf_counter() + READY_SECONDS
+    while time.perf_counter() < end:
+        try:
+            if httpx2.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx2.HTTPError:
+            pass
+        time.sleep(0.02)
+    raise RuntimeError("the server is not ready")
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task")
+    return [int(child) for task in path.iterdir() for child in (task / "children").read_text().split()]
+
+
+def _resident_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def texts() -> Iterator[str]:
+    """Short texts without end, no two alike."""
+    rows = [prompt_text(example.prompt) for example in load_sources([Source(path="starter-hard")], "guard").examples]
+    short = [" ".join(row.split()[:WORDS]) for row in rows]
+    for number in itertools.count(1):
+        yield f"{short[number % len(short)]} ({number})"
+
+
+async def ask(client: httpx2.AsyncClient, url: str, text: str, mode: str) -> Answer:
+    """One request."""
+    start = time.perf_counter()
+    response = await client.post(f"{url}/v1/moderations", json={"input": text, "mode": mode})
+    seconds = time.perf_counter() - start
+    is_answered = response.status_code == 200
+    return Answer(text, seconds, response.status_code, response.json()["results"][0]["guardtrain"] if is_answered else None)
+
+
+async def load(
+    url: str, prompts: Sequence[str], mode: str, clients: int, on_answer: Callable[[int], None] = lambda count: None
+) -> tuple[float, list[Answer]]:
+    """All prompts by so many clients, each with one request at a time; seconds, and the answers in any order."""
+    left = iter(prompts)
+    answers: list[Answer] = []
+    async with httpx2.AsyncClient(timeout=600, limits=httpx2.Limits(max_connections=clients)) as client:
+
+        async def one_client() -> None:
+            for text in left:
+                answers.append(await ask(client, url, text, mode))
+                on_answer(len(answers))
+
+        start = time.perf_counter()
+        everyone: list[Awaitable[None]] = [one_client() for _ in range(clients)]
+        await asyncio.gather(*everyone)
+        return time.perf_counter() - start, answers
+
+
+def milliseconds(answers: Sequence[Answer]) -> dict[str, float]:
+    """Percentiles of the wait."""
+    values = sorted(1000 * answer.seconds for answer in answers)
+    return {f"p{percent}": round(values[min(len(values) - 1, len(values) * percent // 100)], 1) for percent in (50, 95, 99)}
+
+
+def loaded(server: Server, prompts: Iterator[str], mode: str, number: int, clients: int) -> dict[str, Any]:
+    """Figures of one load, behind a short one that warms up."""
+    asyncio.run(load(server.url, list(itertools.islice(prompts, 2 * clients)), mode, clients))
+    seconds, answers = asyncio.run(load(server.url, list(itertools.islice(prompts, number)), mode, clients))
+    statuses = {str(status): count for status, count in Counter(answer.status for answer in answers).items()}
+    escalated = [bool(answer.ours["escalated"]) for answer in answers if answer.ours]
+    return {
+        "requests": number,
+        "clients": clients,
+        "statuses": statuses,
+        "requests_per_second": round(number / seconds, 2),
+        "latency_ms": milliseconds(answers),
+        **({"escalated": round(statistics.mean(escalated), 3)} if mode == "cascade" else {}),
+    }
+
+
+def many(server: Server, prompts: Iterator[str], size: Size) -> dict[str, Any]:
+    """Ten thousand requests: what came back, and memory meanwhile."""
+    chosen = list(itertools.islice(prompts, size.many))
+    resident = [round(server.resident_mib(), 1)]
+
+    def watch(count: int) -> None:
+        if count % max(1, size.many // 20) == 0:
+            resident.append(round(server.resident_mib(), 1))
+
+    seconds, answers = asyncio.run(load(server.url, chosen, "off", size.clients, watch))
+    judged = {answer.text: answer.ours for answer in answers if answer.ours and answer.ours["decision"]}
+    again = chosen[:: max(1, len(chosen) // size.again)]
+    return {
+        "requests": size.many,
+        "clients": size.clients,
+        "requests_per_second": round(size.many / seconds, 2),
+        "latency_ms": milliseconds(answers),
+        "answers": len(answers),
+        "statuses": {str(status): count for status, count in Counter(answer.status for answer in answers).items()},
+        "texts_with_a_verdict": len(judged),
+        "distinct_ids": len({ours["id"] for ours in judged.values()}),
+        "resident_mib": resident,
+        "asked_again": compared({text: judged[text]["score"] for text in again if text in judged}, server.model),
+    }
+
+
+def compared(scores: dict[str, float], model: str) -> dict[str, Any]:
+    """The scores that were served beside those of a guard in this process that is asked one text at a time."""
+    from guardtrain.serve import Guard
+
+    with Guard.load(model, mode="off") as guard:
+        alone = {text: guard.check(text, timeout_seconds=600).score for text in scores}
+    differences = [abs(score - (alone[text] or 0.0)) for text, score in scores.items()]
+    return {"texts": len(scores), "distinct_scores": len(set(scores.values())), "largest_difference": max(differences)}
+
+
+def speedups(batched: dict[str, Any], unbatched: dict[str, Any]) -> dict[str, float]:
+    """How many times the requests a second of one after the other."""
+    rate = "requests_per_second"
+    return {mode: round(batched[mode][rate] / unbatched[mode][rate], 2) for mode in MODES}
+
+
+def main() -> None:
+    """Start servers, load them, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true", help="A rehearsal: a few requests of each.")
+    args = parser.parse_args()
+    size, prompts = TINY if args.tiny else Size(), texts()
+    ready = []
+    for _ in range(size.starts - 1):
+        with served(args.model) as server:
+            ready.append(round(server.ready_seconds, 2))
+    with served(args.model) as server:
+        ready.append(round(server.ready_seconds, 2))
+        lone = {mode: loaded(server, prompts, mode, size.lone[mode], 1) for mode in MODES}
+        batched = {mode: loaded(server, prompts, mode, size.batched[mode], size.clients) for mode in MODES}
+        of_many = many(server, prompts, size)
+    with served(args.model, "--max-batch", "1") as server:
+        unbatched = {mode: loaded(server, prompts, mode, size.unbatched[mode], size.clients) for mode in MODES}
+    results = {
+        "command": shlex.join(["python", "benchmarks/serving.py", "--model", Path(args.model).name, *["--tiny"] * args.tiny]),
+        "environment": {**describe_environment(), "cpu_count": os.cpu_count(), "load_before": os.getloadavg()[0]},
+        "ready_seconds": ready,
+        "lone_client": lone,
+        "batched": batched,
+        "unbatched": unbatched,
+        "speedup": speedups(batched, unbatched),
+        "many": of_many,
+    }
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps({key: results[key] for key in ("ready_seconds", "lone_client", "speedup")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

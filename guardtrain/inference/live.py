@@ -1,0 +1,145 @@
+"""Score prompts that come one by one: each joins the others between two tokens, and leaves as soon as it has its verdict.
+
+A prompt is read in one forward, together with what forces its verdict in mode `off` and what opens its reason in mode `on`.
+Reasons are then written row by row (see `rows`), all of them one token further with each step; a reason's closing and its
+verdict ride along with the others' tokens. Scores are those of `Scorer` but for their last bits, reasons the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from guardtrain.data.template import GuardTemplate, VerdictIds
+from guardtrain.inference.decoder import TreeDecoder
+from guardtrain.inference.reason import Reason
+from guardtrain.inference.rows import ATTENTION, RowDecoder
+from guardtrain.inference.scored import Question, Scored
+from guardtrain.inference.scorer import TIE
+from guardtrain.types import Label, Mode
+
+Finished = list[tuple[int, Scored]]
+
+
+@dataclass
+class _Writing:
+    """A reason that is being written. ids: all that was read of this branch. next: is read next, at last the verdict's prefix."""
+
+    off: Scored
+    reason: Reason
+    ids: list[int]
+    next: list[int] = field(default_factory=list)
+    is_closing: bool = False
+
+
+class LiveScorer:
+    """Scores prompts under names of the caller's, in float32 to within 1e-4 of what `Scorer` says.
+
+    model: a transformers causal language model, whose attention is replaced. It is used from one thread at a time.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, template: GuardTemplate, *, max_reason_tokens: int = 64) -> None:
+        model.eval()
+        model.set_attn_implementation(ATTENTION)
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_reason_tokens = max_reason_tokens
+        self._reader = TreeDecoder(model, template.policy_ids)
+        self._rows = RowDecoder(model, self._reader.policy_layers)
+        self._writing: dict[int, _Writing] = {}
+        self._tie = TIE if next(model.parameters()).dtype is torch.float32 else 0.0
+
+    def __len__(self) -> int:
+        """Reasons that are being written."""
+        return len(self._writing)
+
+    def read(self, prompts: Sequence[tuple[int, list[int], Question]]) -> Finished:
+        """Read prompts in one forward: (name, its tokens behind the policy, what is asked). Returns those that are done."""
+        branches = range(len(prompts))
+        self._reader.start(len(prompts))
+        off = {branch: self._reader.fork(branch, 1)[0] for branch in branches if Mode.OFF in prompts[branch][2].modes}
+        on = {branch: self._reader.fork(branch, 1)[0] for branch in branches if prompts[branch][2].always_reasons}
+        tokens: dict[int, list[int]] = {}
+        for branch, (_, ids, _) in enumerate(prompts):
+            tokens[branch] = ids
+            tokens |= {off[branch]: self.template.off_verdict.prefix} if branch in off else {}
+            tokens |= {on[branch]: self.template.opening_ids} if branch in on else {}
+        heads = [fork for fork in tokens if fork >= len(prompts)]
+        logits = dict(zip(heads, self._reader.extend(tokens, heads=set(heads)), strict=True))
+        finished: Finished = []
+        opened: list[tuple[_Writing, torch.Tensor]] = []
+        for branch, (name, ids, question) in enumerate(prompts):
+            scored = Scored({}, {})
+            if branch in off:
+                scored = self._verdict(Mode.OFF, self.template.off_verdict, logits[off[branch]])
+            if not question.escalates(scored.scores.get(Mode.OFF, 0.0)):
+                finished.append((name, scored))
+            elif branch in on:
+                opened.append((self._open(name, ids, scored, [branch, on[branch]]), logits[on[branch]]))
+            else:
+                self._open(name, ids, scored, [branch])
+        for each, logits_V in opened:  # only now: a tie is broken where the prompts were read
+            each.ids += each.next
+            self._take(each, logits_V)
+        self._reader.start(0)
+        return finished
+
+    def step(self) -> Finished:
+        """Write one more token of every reason that is being written. Returns those that are done."""
+        if not self._writing:
+            return []
+        tokens = {name: each.next for name, each in self._writing.items()}
+        finished = []
+        for name, logits_V in zip(tokens, self._rows.extend(tokens), strict=True):
+            each = self._writing[name]
+            each.ids += each.next
+            if each.is_closing:
+                finished.append((name, self._judged(each, logits_V)))
+            else:
+                self._take(each, logits_V)
+        self.drop([name for name, _ in finished])
+        return finished
+
+    def drop(self, names: Collection[int]) -> None:
+        """Write no further at these, and forget them."""
+        for name in names:
+            if self._writing.pop(name, None):
+                self._rows.drop(name)
+
+    def _open(self, name: int, ids: list[int], off: Scored, branches: list[int]) -> _Writing:
+        """Begin a reason behind a prompt that was just read, whose opening is to be read next."""
+        self._rows.add(name, self._reader.held(branches))
+        self._writing[name] = _Writing(
+            off, Reason.of(self.template, self.max_reason_tokens), list(ids), self.template.opening_ids
+        )
+        return self._writing[name]
+
+    def _take(self, each: _Writing, logits_V: torch.Tensor) -> None:
+        token = self._likeliest(each.ids, logits_V)
+        if each.reason.take(token):
+            each.next = [token]
+        else:
+            each.next = self.template.on_verdict.prefix[each.reason.held :]
+            each.is_closing = True
+
+    def _judged(self, each: _Writing, logits_V: torch.Tensor) -> Scored:
+        on = self._verdict(Mode.ON, self.template.on_verdict, logits_V)
+        text = self.tokenizer.decode(each.reason.ids).strip()
+        is_natural = {Mode.ON: on.is_natural[Mode.ON] and not each.reason.is_cut}
+        return each.off.joined(Scored(on.scores, is_natural, text, each.reason.is_cut))
+
+    def _verdict(self, mode: Mode, verdict: VerdictIds, logits_V: torch.Tensor) -> Scored:
+        malicious, benign = (verdict.labels[label][0] for label in (Label.MALICIOUS, Label.BENIGN))
+        score = float(logits_V[malicious] - logits_V[benign])
+        return Scored({mode: score}, {mode: int(logits_V.argmax()) in {malicious, benign}})
+
+    def _likeliest(self, ids: list[int], logits_V: torch.Tensor) -> int:
+        """The likeliest next token; of a tie, what this branch says alone, so that no batch changes a reason."""
+        best, second = logits_V.topk(2).values.tolist()
+        if best - second >= self._tie:
+            return int(logits_V.argmax())
+        self._reader.start(1)
+        return int(self._reader.extend({0: ids})[0].argmax())
