@@ -162,7 +162,7 @@ class TreeDecoder:
         self._cache.crop(length - len(self._owner_K))  # negative: how many tokens to remove
         self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: under ZeRO-3 weights gathered in it could not be trained with afterwards
     def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
         """Run the model over new tokens; the logits at those of index `last`, float32, shape (len(last), V)."""
         owner_Q, position_Q = self._indices(owners), self._indices(positions)

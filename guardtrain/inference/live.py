@@ -71,6 +71,7 @@ class LiveScorer:
         longest = max(self._rows.longest, *lengths) + self.max_reason_tokens
         return (len(self) + len(lengths)) * longest <= ROW_TOKENS or len(self) + len(lengths) == 1
 
+    @torch.inference_mode()
     def read(self, prompts: Sequence[Asked]) -> Finished:
         """Read prompts in one forward: (name, its tokens behind the policy, what is asked). Returns those that are done.
 
@@ -80,6 +81,7 @@ class LiveScorer:
         self._long = prompts[0], 0
         return self.read_on() if len(prompts) == 1 else self._read(prompts, [ids for _, ids, _ in prompts])
 
+    @torch.inference_mode()
     def read_on(self) -> Finished:
         """Read the next part of a long prompt."""
         assert self._long is not None
@@ -118,6 +120,7 @@ class LiveScorer:
                 self._take(each, logits[on[branch]])
         return finished
 
+    @torch.inference_mode()
     def step(self) -> Finished:
         """Write one more token of every reason that is being written. Returns those that are done."""
         if not self._writing:
