@@ -215,19 +215,25 @@ class Guard:
             turns = turns_of(prompt)
             if sum(len(turn.content) for turn in turns) <= SHORT_CHARACTERS:
                 self._read(turns, mode, future)
-            elif self._num_reading >= self.options.queue:
-                raise Refused(Failure.OVERLOADED)
             else:
-                self._num_reading += 1
-                self._readers.submit(self._read_long, turns, mode, future)
+                self._readers.submit(self._read_long, turns, mode, self._counted(future))
         except Refused as refused:
             future.set_result(refused.failure)
         except RuntimeError:  # the guard is closed: no thread takes work any more
             future.set_result(Failure.MODEL)
         return future
 
+    def _counted(self, future: Future[Outcome]) -> Future[Outcome]:
+        """A long prompt waits to be read. Raises Refused where too many do."""
+        with self._lock:
+            if self._num_reading >= self.options.queue:
+                raise Refused(Failure.OVERLOADED)
+            self._num_reading += 1
+        return future
+
     def _read_long(self, turns: Prompt, mode: str, future: Future[Outcome]) -> None:
-        self._num_reading -= 1
+        with self._lock:
+            self._num_reading -= 1
         if not future.cancelled():
             self._read(turns, mode, future)
 
@@ -301,7 +307,7 @@ class Guard:
             return Failure.MODEL
         try:
             return judge(mode, [piece.result() for piece in pieces], self._loaded())
-        except ArithmeticError:
+        except (ArithmeticError, LookupError):  # no number, or not in the modes that were asked for
             return Failure.MODEL
 
     def _leave(self, key: Key, pending: _Pending, future: Future[Outcome]) -> None:
