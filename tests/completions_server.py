@@ -1,7 +1,7 @@
 """A real small model behind `/v1/completions` on loopback: token ids in, greedy text and log-probabilities out.
 
 shape: "vllm" gives what `logprob_token_ids` asks for, "llama.cpp" a list of the likeliest tokens with their numbers, "top" the
-likeliest tokens by their text.
+likeliest tokens by their text. A random model's labels are not among these, but where they are named as `always`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 
 @dataclass
 class CompletionsServer:
-    """num_top: how many likeliest tokens it gives. status: of every answer. bodies: what was sent. url: with /v1."""
+    """always: tokens that it gives beside the likeliest. status: of every answer. bodies: what was sent. url: with /v1."""
 
     model: Any
     tokenizer: Any
     shape: str = "vllm"
-    num_top: int = 20
+    always: tuple[int, ...] = ()
     status: int = 200
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -56,7 +56,7 @@ class CompletionsServer:
 
     def _logprobs(self, logits_V: Any, body: dict[str, Any]) -> dict[str, Any]:
         logprobs_V = logits_V.log_softmax(-1)
-        top = logprobs_V.topk(self.num_top).indices.tolist()
+        top = [*logprobs_V.topk(20).indices.tolist(), *self.always]
         if self.shape == "vllm":
             tokens = dict.fromkeys([*top[:1], *body.get("logprob_token_ids", top)])
             return {"top_logprobs": [{f"token_id:{token}": float(logprobs_V[token]) for token in tokens}]}

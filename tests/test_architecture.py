@@ -81,7 +81,9 @@ def test_an_import_that_points_up_is_seen(tmp_path: Path) -> None:
         assert expected in found
 
 
-@pytest.mark.parametrize("module", ["guardtrain", "guardtrain.config", "guardtrain.overrides", "guardtrain.cli"])
+@pytest.mark.parametrize(
+    "module", ["guardtrain", "guardtrain.config", "guardtrain.overrides", "guardtrain.cli", "guardtrain.serve"]
+)
 def test_the_core_loads_nothing_heavy(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"no {module} yet")

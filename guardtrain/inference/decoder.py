@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from guardtrain.model.attention import attention_windows
 
@@ -114,10 +115,13 @@ class TreeDecoder:
 
         Bit for bit the same in whatever batch the branch stands. It costs a forward of the whole branch.
         """
+        return self.apart([*self._path(branch), *ahead])
+
+    def apart(self, ids: list[int]) -> torch.Tensor:
+        """The logits behind the policy and these tokens, float32, shape (V,); the branches stay as they are."""
         held = self._cache, self._owner_K, self._position_K
         self._rewind()
-        ids = [*self._path(branch), *ahead]
-        logits_BV = self._forward(ids, [branch] * len(ids), self._positions(0, len(ids)), [len(ids) - 1])
+        logits_BV = self._forward(ids, [_SHARED] * len(ids), self._positions(0, len(ids)), [len(ids) - 1])
         self._cache, self._owner_K, self._position_K = held
         return logits_BV[0]
 
@@ -147,8 +151,7 @@ class TreeDecoder:
 
     def _hold(self, layers: Layers, owner_K: torch.Tensor, position_K: torch.Tensor) -> None:
         self._cache = DynamicCache()
-        for index, (key, value) in enumerate(layers):
-            self._cache.update(key, value, index)
+        self._cache.layers = [_layer(key, value) for key, value in layers]
         self._owner_K, self._position_K = owner_K, position_K
 
     def _layers(self, start: int = 0) -> Layers:
@@ -159,7 +162,7 @@ class TreeDecoder:
         self._cache.crop(length - len(self._owner_K))  # negative: how many tokens to remove
         self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: under ZeRO-3 weights gathered in it could not be trained with afterwards
     def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
         """Run the model over new tokens; the logits at those of index `last`, float32, shape (len(last), V)."""
         owner_Q, position_Q = self._indices(owners), self._indices(positions)
@@ -201,6 +204,14 @@ class TreeDecoder:
 
     def _indices(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+
+def _layer(key: torch.Tensor, value: torch.Tensor) -> DynamicLayer:
+    """A layer of the cache that begins with these, which are not copied: nothing is ever written into them."""
+    layer = DynamicLayer()
+    layer.keys, layer.values, layer.dtype, layer.device = key, value, key.dtype, key.device
+    layer.is_initialized = True
+    return layer
 
 
 def _blocks(prompts: Sequence[list[int]]) -> list[dict[int, list[int]]]:

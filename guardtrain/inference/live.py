@@ -22,6 +22,10 @@ from guardtrain.inference.scorer import TIE
 from guardtrain.types import Label, Mode
 
 Finished = list[tuple[int, Scored]]
+Asked = tuple[int, list[int], Question]
+# Rows are as long as the longest: so many tokens in all, or one prompt alone. In float32 46 kB each for SmolLM2-135M.
+ROW_TOKENS = 16_384
+SLICE_TOKENS = 512  # of a long prompt are read at once: reasons go on in between, and whoever waits can see that it lives
 
 
 @dataclass
@@ -50,43 +54,73 @@ class LiveScorer:
         self._reader = TreeDecoder(model, template.policy_ids)
         self._rows = RowDecoder(model, self._reader.policy_layers)
         self._writing: dict[int, _Writing] = {}
+        self._long: tuple[Asked, int] | None = None
         self._tie = TIE if next(model.parameters()).dtype is torch.float32 else 0.0
 
     def __len__(self) -> int:
         """Reasons that are being written."""
         return len(self._writing)
 
-    def read(self, prompts: Sequence[tuple[int, list[int], Question]]) -> Finished:
-        """Read prompts in one forward: (name, its tokens behind the policy, what is asked). Returns those that are done."""
-        branches = range(len(prompts))
+    @property
+    def is_reading(self) -> bool:
+        """Whether the rest of a long prompt is to be read before anything else can be."""
+        return self._long is not None
+
+    def has_room(self, lengths: Sequence[int]) -> bool:
+        """Whether reasons behind prompts of so many tokens could be written beside those that are; one alone always can."""
+        longest = max(self._rows.longest, *lengths) + self.max_reason_tokens
+        return (len(self) + len(lengths)) * longest <= ROW_TOKENS or len(self) + len(lengths) == 1
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Asked]) -> Finished:
+        """Read prompts in one forward: (name, its tokens behind the policy, what is asked). Returns those that are done.
+
+        Of a lone prompt of more than SLICE_TOKENS the beginning is read; `read_on` reads the rest.
+        """
         self._reader.start(len(prompts))
+        self._long = prompts[0], 0
+        return self.read_on() if len(prompts) == 1 else self._read(prompts, [ids for _, ids, _ in prompts])
+
+    @torch.inference_mode()
+    def read_on(self) -> Finished:
+        """Read the next part of a long prompt."""
+        assert self._long is not None
+        asked, start = self._long
+        rest = asked[1][start:]
+        if len(rest) > SLICE_TOKENS:
+            self._reader.extend({0: rest[:SLICE_TOKENS]}, heads=())
+            self._long = asked, start + SLICE_TOKENS
+            return []
+        return self._read([asked], [rest])
+
+    def _read(self, prompts: Sequence[Asked], unread: Sequence[list[int]]) -> Finished:
+        """Read what is unread of each prompt, and behind it what its question needs."""
+        self._long = None
+        branches = range(len(prompts))
         off = {branch: self._reader.fork(branch, 1)[0] for branch in branches if Mode.OFF in prompts[branch][2].modes}
         on = {branch: self._reader.fork(branch, 1)[0] for branch in branches if prompts[branch][2].always_reasons}
         tokens: dict[int, list[int]] = {}
-        for branch, (_, ids, _) in enumerate(prompts):
+        for branch, ids in enumerate(unread):
             tokens[branch] = ids
             tokens |= {off[branch]: self.template.off_verdict.prefix} if branch in off else {}
             tokens |= {on[branch]: self.template.opening_ids} if branch in on else {}
         heads = [fork for fork in tokens if fork >= len(prompts)]
-        logits = dict(zip(heads, self._reader.extend(tokens, heads=set(heads)), strict=True))
+        logits = dict(zip(heads, self._reader.extend(tokens, heads=heads), strict=True))
         finished: Finished = []
-        opened: list[tuple[_Writing, torch.Tensor]] = []
         for branch, (name, ids, question) in enumerate(prompts):
             scored = Scored({}, {})
             if branch in off:
                 scored = self._verdict(Mode.OFF, self.template.off_verdict, logits[off[branch]])
             if not question.escalates(scored.scores.get(Mode.OFF, 0.0)):
                 finished.append((name, scored))
-            elif branch in on:
-                opened.append((self._open(name, ids, scored, [branch, on[branch]]), logits[on[branch]]))
-            else:
-                self._open(name, ids, scored, [branch])
-        for each, logits_V in opened:  # only now: a tie is broken where the prompts were read
-            each.ids += each.next
-            self._take(each, logits_V)
-        self._reader.start(0)
+                continue
+            each = self._open(name, ids, scored, [branch, *([on[branch]] if branch in on else [])])
+            if branch in on:  # its opening was read too
+                each.ids += each.next
+                self._take(each, logits[on[branch]])
         return finished
 
+    @torch.inference_mode()
     def step(self) -> Finished:
         """Write one more token of every reason that is being written. Returns those that are done."""
         if not self._writing:
@@ -104,7 +138,9 @@ class LiveScorer:
         return finished
 
     def drop(self, names: Collection[int]) -> None:
-        """Write no further at these, and forget them."""
+        """Read and write no further at these, and forget them."""
+        if self._long is not None and self._long[0][0] in names:
+            self._long = None
         for name in names:
             if self._writing.pop(name, None):
                 self._rows.drop(name)
@@ -141,5 +177,4 @@ class LiveScorer:
         best, second = logits_V.topk(2).values.tolist()
         if best - second >= self._tie:
             return int(logits_V.argmax())
-        self._reader.start(1)
-        return int(self._reader.extend({0: ids})[0].argmax())
+        return int(self._reader.apart(ids).argmax())

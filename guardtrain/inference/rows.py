@@ -10,7 +10,7 @@ H key heads, G query heads to each, D numbers of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from guardtrain.inference.decoder import Layers
 
 ATTENTION = "guardtrain_rows"
 ROOM = 64  # rows grow by so many tokens at a time
+KEPT_ROOM = 4_096  # tokens of all rows together that are kept for the next ones when the last row is closed
 
 
 @dataclass
@@ -36,9 +37,15 @@ class _Step:
     row_T: torch.Tensor
     column_T: torch.Tensor
     place_T: torch.Tensor
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> torch.Tensor:
-        """Which tokens of policy and row each new token sees; bool, shape (R, Q, P + L)."""
+    def hidden(self, window: int | None) -> torch.Tensor:
+        """Which tokens of policy and row each new token does not see; bool, shape (R, 1, 1, Q, P + L). Once for all layers."""
+        if window not in self._masks:
+            self._masks[window] = ~self._visible(window)[:, None, None]
+        return self._masks[window]
+
+    def _visible(self, window: int | None) -> torch.Tensor:
         place_RQ1 = self.place_T[self.token_RQ][..., None]
         place_K = torch.arange(-self.rows.policy_length, self.rows.longest, device=place_RQ1.device)
         is_visible_RQK = place_K <= place_RQ1
@@ -55,10 +62,7 @@ class RowDecoder:
         self.model = model
         self.policy = policy
         self.policy_length = policy[0][0].shape[-2]
-        self.own: list[tuple[torch.Tensor, torch.Tensor]] = [
-            (key.new_empty(0, key.shape[1], 0, key.shape[3]), value.new_empty(0, value.shape[1], 0, value.shape[3]))
-            for key, value in policy
-        ]
+        self.own = _empty(policy)
         self._names: list[int] = []
         self._lengths: list[int] = []
 
@@ -92,6 +96,9 @@ class RowDecoder:
             self._names[row], self._lengths[row] = self._names[last], self._lengths[last]
         self._names.pop()
         self._lengths.pop()
+        rows, _, room, _ = self.own[0][0].shape
+        if not self._names and rows * room > KEPT_ROOM:  # a long prompt's room is not kept for short ones
+            self.own = _empty(self.policy)
 
     @torch.inference_mode()
     def extend(self, tokens: Mapping[int, Sequence[int]]) -> torch.Tensor:
@@ -128,8 +135,15 @@ class RowDecoder:
         rows, _, room, _ = self.own[0][0].shape
         if num_rows <= rows and length <= room:
             return
-        rows, room = max(rows, num_rows), max(room, length + ROOM)
+        rows, room = rows if num_rows <= rows else max(num_rows, 2 * rows), room if length <= room else length + ROOM
         self.own = [(_grown(key, rows, room), _grown(value, rows, room)) for key, value in self.own]
+
+
+def _empty(policy: Layers) -> Layers:
+    return [
+        (key.new_empty(0, key.shape[1], 0, key.shape[3]), value.new_empty(0, value.shape[1], 0, value.shape[3]))
+        for key, value in policy
+    ]
 
 
 def _grown(old: torch.Tensor, rows: int, room: int) -> torch.Tensor:
@@ -184,7 +198,7 @@ def _attend_rows(
     q_HYD = q_RHXD.transpose(0, 1).reshape(heads, -1, size)
     on_policy = (q_HYD @ policy_key.mT).view(heads, num_rows, -1, rows.policy_length).transpose(0, 1)
     score = torch.cat([on_policy, q_RHXD @ own_key.mT], dim=-1).view(*shape[:-1], -1)
-    score = score.masked_fill(~step.mask(window)[:, None, None], float("-inf"))
+    score.masked_fill_(step.hidden(window), float("-inf"))
     weight = score.softmax(-1, dtype=torch.float32).to(value.dtype).view(num_rows, heads, q_RHXD.shape[2], -1)
     of_policy, of_own = weight[..., : rows.policy_length], weight[..., rows.policy_length :]
     out_HYD = of_policy.transpose(0, 1).reshape(heads, -1, rows.policy_length) @ policy_value

@@ -59,12 +59,18 @@ class CompletionsBackend:
 
         from guardtrain.inference.guards import load_settings
 
+        if self._thread.ident is not None:
+            raise ServeError("the guard was started already")
         self._tokenizer, self._settings = load_settings(self._model, policy=self._policy)
         self._template = GuardTemplate(self._tokenizer, self._settings.policy)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS))
         self._thread.start()
-        self._served = asyncio.run_coroutine_threadsafe(self._ask_served(), self._loop).result()
+        try:
+            self._served = asyncio.run_coroutine_threadsafe(self._ask_served(), self._loop).result()
+        except ServeError:
+            self.close()
+            raise
         return GuardFacts.of(self._settings, self._template.encoder)
 
     def submit(self, prompt: Prompt, question: Question) -> Future[Scored]:

@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from guardtrain.inference.scored import Prompt, Question, Scored
+from guardtrain.types import Mode
 
 
 class Live(Protocol):
@@ -15,6 +16,16 @@ class Live(Protocol):
 
     def __len__(self) -> int:
         """Reasons that are being written."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the rest of a long prompt is to be read before anything else can be."""
+
+    def read_on(self) -> list[tuple[int, Scored]]:
+        """Read the next part of a long prompt."""
+
+    def has_room(self, lengths: Sequence[int]) -> bool:
+        """Whether reasons behind prompts of so many tokens could be written beside those that are."""
 
     def read(self, prompts: Sequence[tuple[int, list[int], Question]]) -> list[tuple[int, Scored]]:
         """Read prompts in one forward; what is done already."""
@@ -60,7 +71,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._waiting and not len(self.live)
+        return not self._waiting and not len(self.live) and not self.live.is_reading
 
     def obey(self, order: Ask | Drop) -> None:
         """Take a piece in, or let it go."""
@@ -71,17 +82,21 @@ class Engine:
 
     def turn(self) -> list[tuple[int, Scored]]:
         """Read what waits, as far as there is room, and write one token of each reason. Returns what is done."""
+        if self.live.is_reading:
+            return self.live.read_on() + self.live.step()
         batch = self._batch()
-        finished = self.live.read(batch) if batch else []
-        return finished + self.live.step()
+        return (self.live.read(batch) if batch else []) + self.live.step()
 
     def _batch(self) -> list[tuple[int, list[int], Question]]:
         """The pieces that waited longest, at least one where there is room for any."""
         batch: list[tuple[int, list[int], Question]] = []
         left = self.batch_tokens // 4 if len(self.live) else self.batch_tokens
+        reasoned: list[int] = []
         for name, (ids, question) in self._waiting.items():
             left -= len(ids)
-            if len(self.live) + len(batch) >= self.max_batch or (batch and left < 0):
+            reasoned += [len(ids)] * (Mode.ON in question.modes)
+            is_full = len(self.live) + len(batch) >= self.max_batch or (batch and left < 0)
+            if is_full or (reasoned and not self.live.has_room(reasoned)):
                 break
             batch.append((name, ids, question))
         for name, _, _ in batch:

@@ -51,7 +51,7 @@ class Guard:
         self._lock, self._starting = threading.Lock(), threading.Lock()
         self._known: RecentlyUsed[Key, Judgement] = RecentlyUsed(options.cache)
         self._pending: dict[Key, _Pending] = {}
-        self._num_pieces = 0
+        self._num_pieces = self._num_reading = 0
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="guard-reader")
 
     @classmethod
@@ -216,12 +216,26 @@ class Guard:
             if sum(len(turn.content) for turn in turns) <= SHORT_CHARACTERS:
                 self._read(turns, mode, future)
             else:
-                self._readers.submit(self._read, turns, mode, future)
+                self._readers.submit(self._read_long, turns, mode, self._counted(future))
         except Refused as refused:
             future.set_result(refused.failure)
         except RuntimeError:  # the guard is closed: no thread takes work any more
             future.set_result(Failure.MODEL)
         return future
+
+    def _counted(self, future: Future[Outcome]) -> Future[Outcome]:
+        """A long prompt waits to be read. Raises Refused where too many do."""
+        with self._lock:
+            if self._num_reading >= self.options.queue:
+                raise Refused(Failure.OVERLOADED)
+            self._num_reading += 1
+        return future
+
+    def _read_long(self, turns: Prompt, mode: str, future: Future[Outcome]) -> None:
+        with self._lock:
+            self._num_reading -= 1
+        if not future.cancelled():
+            self._read(turns, mode, future)
 
     def _read(self, turns: Prompt, mode: str, future: Future[Outcome]) -> None:
         """Normalise a prompt, cut it into pieces, and have them scored unless the verdict is known or under way."""
@@ -293,7 +307,7 @@ class Guard:
             return Failure.MODEL
         try:
             return judge(mode, [piece.result() for piece in pieces], self._loaded())
-        except ArithmeticError:
+        except (ArithmeticError, LookupError):  # no number, or not in the modes that were asked for
             return Failure.MODEL
 
     def _leave(self, key: Key, pending: _Pending, future: Future[Outcome]) -> None:

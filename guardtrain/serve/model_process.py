@@ -30,6 +30,8 @@ def main() -> None:
     except GuardtrainError as error:
         connection.send_bytes(pack({"refused": str(error)}))
         return
+    except EOFError:  # the server is gone already
+        return
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     connection.send_bytes(pack({"loaded": facts.to_json()}))
