@@ -23,6 +23,7 @@ from guardtrain.prepare.commands_ask import generate, reason
 from guardtrain.prepare.commands_build import build, mine, push
 from guardtrain.prepare.commands_clean import clean
 from guardtrain.secure.commands import secure_app
+from guardtrain.serve.commands import serve
 from guardtrain.terminal import output, print_json, start
 
 if TYPE_CHECKING:
@@ -226,6 +227,7 @@ app.command()(evaluate)
 app.command()(calibrate)
 app.command()(ladder)
 app.command()(benchmarks)
+app.command()(serve)
 for command in (clean, generate, reason, build, push, mine):
     data_app.command()(command)
 
