@@ -26,6 +26,7 @@ EXTRAS = {
         "pandas>=2.2",
         "pyarrow>=17",
     ],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "httpx2>=2"],
     "bench": ["trl>=1.16"],
     "liger": ["liger-kernel>=0.6; platform_system == 'Linux'"],
     "vllm": ["vllm>=0.20; platform_system == 'Linux'"],
@@ -39,9 +40,9 @@ EXTRAS = {
         "ruff>=0.6",
         "mypy>=1.11",
         "types-PyYAML",
+        "schemathesis>=4",
     ],
 }
-EXTRAS["serve"] = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
 # flash-attn compiles CUDA code, liger-kernel brings triton, vllm pins a torch of its own: they are never part of `all`.
 EXTRAS["all"] = sorted({need for name, needs in EXTRAS.items() if name not in {"flash", "liger", "vllm"} for need in needs})
 
@@ -63,6 +64,7 @@ setup(
             "evaluate/attacks/*.jsonl",
             "evaluate/reporting/report.css",
             "prepare/taxonomy.yaml",
+            "serve/page.html",
             "py.typed",
         ]
     },

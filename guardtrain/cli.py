@@ -24,6 +24,7 @@ from guardtrain.prepare.commands_build import build, mine, push
 from guardtrain.prepare.commands_clean import clean
 from guardtrain.publish.commands import push as push_guard
 from guardtrain.secure.commands import secure_app
+from guardtrain.serve.commands import serve
 from guardtrain.terminal import output, print_json, start
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ app.command()(calibrate)
 app.command()(ladder)
 app.command()(benchmarks)
 app.command("push")(push_guard)
+app.command()(serve)
 for command in (clean, generate, reason, build, push, mine):
     data_app.command()(command)
 

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["runs", "launching", "slurm_cluster"]
+pytest_plugins = ["runs", "launching", "slurm_cluster", "served"]
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GUARDTRAIN_SHARED") or REPOSITORY.parent / "shared")

@@ -4,7 +4,7 @@
 #   bash tests/run.sh [PYTEST ARGUMENTS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/environment.sh demo,qlora,evaluate,data,prepare,bench,dev
+source launch/environment.sh demo,qlora,evaluate,data,prepare,serve,bench,dev
 bash tests/fetch_tokenizers.sh || echo "Llama 3's tokenizer could not be fetched: its tests are skipped" >&2
 ruff check .
 ruff format --check .
