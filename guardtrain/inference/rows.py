@@ -91,8 +91,8 @@ class RowDecoder:
         """Close a row; the last one takes its place."""
         row, last = self._names.index(name), len(self) - 1
         if row != last:
-            for room in (room for own in self.own for room in own):
-                room[row] = room[last]
+            for held in (held for own in self.own for held in own):
+                held[row] = held[last]
             self._names[row], self._lengths[row] = self._names[last], self._lengths[last]
         self._names.pop()
         self._lengths.pop()

@@ -19,7 +19,7 @@ UNTRUSTED = frozenset({"user", "tool"})
 _PLAIN_KEYS = frozenset({"role", "content", "type", "id", "tool_call_id", "call_id", "status", "cache_control"})
 _TEXT_TYPES = frozenset({"text", "input_text"})
 _TEXT_KEYS = frozenset({"type", "text", "cache_control"})
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")  # a longer one has room for an order whose words are joined
 # What the Responses API calls the model's own doing; everything else that it lists came from outside.
 _OWN_ITEMS = frozenset({"reasoning", "item_reference"})
 
