@@ -11,7 +11,7 @@ from guardtrain.secure.probe import ProbeFigures
 from guardtrain.secure.result import RobustModules, model_fingerprint
 from guardtrain.secure.units import KINDS, Unit
 
-FIGURES = ProbeFigures(0.9, 0.95, 1.5)
+FIGURES = ProbeFigures(0.9, 0.95, 1.5, 0.95)
 UNITS = tuple(Unit(layer, kind) for layer in range(2) for kind in KINDS)
 
 

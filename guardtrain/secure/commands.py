@@ -51,7 +51,7 @@ def search(
     layer: Annotated[int | None, typer.Option(min=1, help="Whose hidden states the probe reads. Default: the last.")] = None,
     perturbation: Annotated[str, typer.Option(help="noise, shrink, or tuned: towards the model of --tuned.")] = "noise",
     tuned: Annotated[str | None, typer.Option(help="A short benign tune of MODEL, whole.")] = None,
-    tau: Annotated[float, typer.Option(help="AUROC of the probe that the robust units together may cost.")] = 0.02,
+    tau: Annotated[float, typer.Option(help="AUROC, against where prompts stood, that the robust units may cost.")] = 0.02,
     seeds: Annotated[int, typer.Option(min=1, help="Of the noise.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="The first of them; it also draws the parts of the data.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Of a Hugging Face id.")] = None,
@@ -126,14 +126,14 @@ def _table(result: RobustModules) -> Table:
 
     title = f"{len(result.robust)} robust units disturbed together, strength {result.strength:.3g}; tau {result.tau:g}"
     table = Table(title=title, title_justify="left")
-    for heading in ("measured", "prompts", "AUROC", "disturbed", "drop", "balanced accuracy", "disturbed"):
+    for heading in ("measured", "prompts", "AUROC", "kept", "drop", "balanced accuracy", "disturbed"):
         table.add_column(heading, justify="left" if heading == "measured" else "right")
     untouched = result.untouched
-    found = [f"{untouched.auroc:.3f}", f"{untouched.auroc - result.joint_drop:.3f}", f"{result.joint_drop:+.3f}"]
+    found = [f"{untouched.kept_auroc:.3f}", f"{untouched.kept_auroc - result.joint_drop:.3f}", f"{result.joint_drop:+.3f}"]
     prompts = str(2 * result.settings["pairs"]["search"])
     table.add_row("in the search", prompts, *found, f"{untouched.balanced_accuracy:.3f}", "")
     for check in result.checks:
-        aurocs = [f"{each.auroc:.3f}" for each in (check.untouched, check.disturbed)]
+        kept = [f"{each.kept_auroc:.3f}" for each in (check.untouched, check.disturbed)]
         accuracies = [f"{each.balanced_accuracy:.3f}" for each in (check.untouched, check.disturbed)]
-        table.add_row(check.what, str(check.prompts), *aurocs, f"{check.drop:+.3f}", *accuracies)
+        table.add_row(check.what, str(check.prompts), *kept, f"{check.drop:+.3f}", *accuracies)
     return table

@@ -21,7 +21,7 @@ from guardtrain.secure.search import Task
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 WORTH_KEEPING = 2  # measurements; the untouched model is measured in seconds
 
 

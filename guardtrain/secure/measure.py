@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from guardtrain.config import ModelConfig
@@ -36,13 +37,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Disturbed:
-    """A frozen probe on fixed prompts of a model that can be disturbed. features, parts: by name."""
+    """A frozen probe on fixed prompts of a model that can be disturbed. features, parts, before: by name, the last the margins
+    of the untouched model."""
 
     weights: Weights
     perturbation: Perturbation
     probe: Probe
     features: Mapping[str, PromptFeatures]
     parts: Mapping[str, Prompts]
+    before: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, model: Any, setup: Setup, probe: Probe) -> Disturbed:
@@ -52,13 +55,14 @@ class Disturbed:
         features = {
             name: PromptFeatures(model, part.ids, layer=setup.layer, keeps=name == SEARCH) for name, part in parts.items()
         }
-        return cls(weights, _perturbation(setup, weights), probe, features, parts)
+        before = {name: probe.margins(each.read()) for name, each in features.items()}
+        return cls(weights, _perturbation(setup, weights), probe, features, parts, before)
 
     def figures(self, task: Task) -> ProbeFigures:
         """One measurement; the model is afterwards what it was."""
         with perturbed(self.weights, task.units, self.perturbation, task.strength, task.seed):
             features_ND = self.features[task.prompts].read(min((unit.layer for unit in task.units), default=0))
-        return self.probe.figures(features_ND, self.parts[task.prompts].is_malicious_N)
+        return self.probe.figures(features_ND, self.parts[task.prompts].is_malicious_N, self.before[task.prompts])
 
 
 def searched_weights(model: Any, layer: int | None) -> dict[Unit, list[torch.nn.Parameter]]:

@@ -42,7 +42,7 @@ def heat_map(result: RobustModules) -> Figure:
     axes.set_xticklabels([str(layer) for layer in layers[::step]])
     axes.set_yticklabels(kinds)
     axes.set_title(_title(result), fontsize=9, loc="left")
-    bar = figure.colorbar(image, ax=axes, label="AUROC lost", pad=0.01)
+    bar = figure.colorbar(image, ax=axes, label="kept AUROC lost", pad=0.01)
     assert bar.solids is not None
     bar.solids.set_rasterized(False)  # as an SVG it is then lines too, which a page that loads no image can hold
     return figure

@@ -12,12 +12,18 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class ProbeFigures:
-    """How a probe does on some prompts. mean_margin: the mean distance to its plane, on the right side positive, in standardised
-    units."""
+    """How a probe does on some prompts.
+
+    mean_margin: the mean distance to its plane, on the right side positive, in standardised units.
+    kept_auroc: the smallest of three: AUROC, that of malicious prompts as they are now against benign ones as the untouched model
+    had them, and that of benign ones now against malicious ones then. A disturbance that moves all prompts to one side leaves
+    AUROC as it was, and this not. Unlike accuracy, which moves by whole prompts, it is a mean over all pairs.
+    """
 
     balanced_accuracy: float
     auroc: float
     mean_margin: float
+    kept_auroc: float
 
     def said(self) -> str:
         """In one line."""
@@ -39,16 +45,19 @@ class Probe:
         # A probe that found nothing has no direction: every prompt is at its plane or on one side of it.
         return np.asarray((standard_ND @ self.weight_D + self.bias) / (np.linalg.norm(self.weight_D) or 1.0))
 
-    def figures(self, features_ND: np.ndarray, is_malicious_N: np.ndarray) -> ProbeFigures:
-        """Raises ValueError where a class is missing."""
+    def figures(self, features_ND: np.ndarray, is_malicious_N: np.ndarray, before_N: np.ndarray) -> ProbeFigures:
+        """before_N: margins of the untouched model. Raises ValueError where a class is missing."""
         from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
         margins_N = np.nan_to_num(self.margins(features_ND), nan=0.0, posinf=1e30, neginf=-1e30)  # a broken model may overflow
         sides_N = np.where(is_malicious_N, 1.0, -1.0)
+        mixed = (np.where(is_moved_N, margins_N, before_N) for is_moved_N in (is_malicious_N, ~is_malicious_N))
+        auroc, *crossed = (float(roc_auc_score(is_malicious_N, each_N)) for each_N in (margins_N, *mixed))
         return ProbeFigures(
             balanced_accuracy=float(balanced_accuracy_score(is_malicious_N, margins_N > 0)),
-            auroc=float(roc_auc_score(is_malicious_N, margins_N)),
+            auroc=auroc,
             mean_margin=float((margins_N * sides_N).mean()),
+            kept_auroc=min(auroc, *crossed),
         )
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from guardtrain.model.stored import read_entries
 from guardtrain.secure.probe import ProbeFigures
 from guardtrain.secure.units import Unit
 
-FORMAT = 2  # 1 held drops of balanced accuracy
+FORMAT = 2  # 1: drops were of balanced accuracy
 KIND = "a modules.json that `guardtrain secure` wrote"
 SAMPLES, SAMPLE_BYTES = 16, 4096  # of a tensor: 75 MB of a model of 405 billion weights
 # Of config.json, what says nothing of the weights: where it came from, who saved it, how it is run.
@@ -40,15 +40,15 @@ class Check:
 
     @property
     def drop(self) -> float:
-        """AUROC that is lost."""
-        return self.untouched.auroc - self.disturbed.auroc
+        """`kept_auroc` that is lost."""
+        return self.untouched.kept_auroc - self.disturbed.kept_auroc
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustModules:
     """The units of a model that can be disturbed together while the probe still tells malicious from benign.
 
-    units: every unit, with the mean drop of AUROC when it is disturbed alone. robust: those of them that are robust
+    units: every unit, with the mean drop of `kept_auroc` when it is disturbed alone. robust: those of them that are robust
     together, in the order in which they joined. joint_drop: the drop of all of these, at most `tau`. strength: of the
     perturbation. untouched: the probe on the search prompts of the untouched model. settings: all that the search was given.
     model: as it was named; model_hash: its `fingerprint`. data_hash: of prompts and labels. made: an ISO date.
@@ -152,7 +152,7 @@ class RobustModules:
 
 
 def _figures(entry: dict[str, Any]) -> ProbeFigures:
-    return ProbeFigures(float(entry["balanced_accuracy"]), float(entry["auroc"]), float(entry["mean_margin"]))
+    return ProbeFigures(**{each.name: float(entry[each.name]) for each in fields(ProbeFigures)})
 
 
 def _check(entry: dict[str, Any]) -> Check:

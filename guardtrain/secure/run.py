@@ -40,7 +40,7 @@ class SearchOptions:
 
     data: minimal pairs. outside: pairs from elsewhere that only check what was found. pairs: of `data`, how many. layer: whose
     hidden states the probe reads, counted from 1; None: the last. perturbation: noise, shrink, or tuned, towards the model
-    `tuned`. tau: AUROC that may be lost by all robust units together. seeds: of the perturbation, from `seed` on,
+    `tuned`. tau: `kept_auroc` that may be lost by all robust units together. seeds: of the perturbation, from `seed` on,
     which also draws the parts. processes: None: as many as the machine has cores and memory for; a GPU has one.
     """
 

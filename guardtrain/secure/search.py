@@ -1,9 +1,10 @@
 """The search for robust units: those that can be disturbed together while the probe still sees what it saw.
 
 A unit alone says little: of two units that carry the same signal, neither is missed. So units are added in the order of their own
-drops, and what counts is the drop of all of them together. A drop is one of AUROC: balanced accuracy moves by whole prompts, and
-two of a hundred, as much as tau, change sides whatever is disturbed (2026-11, SmolLM2: by accuracy 2 to 22 of 210 units were
-robust, as the noise fell). Pure: what is measured, and where, is for the caller to say.
+drops, and what counts is the drop of all of them together: a drop of `kept_auroc`. Balanced accuracy moves by whole prompts, and
+two of a hundred, as much as tau, change sides whatever is disturbed (2026-11, SmolLM2: 2 to 22 of 210 units were robust, as the
+noise fell); AUROC does not see that all prompts moved to one side (149 were, and of them the probe's accuracy fell to chance).
+Pure: what is measured, and where, is for the caller to say.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Measure = Callable[[Sequence[Task]], Sequence[ProbeFigures]]
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """What a disturbance costs the probe, as a mean over seeds. drop: of AUROC. margin: orders what that leaves equal."""
+    """What a disturbance costs the probe, as a mean over seeds. drop: of `kept_auroc`. margin: orders what that leaves equal."""
 
     drop: float
     margin: float
@@ -61,7 +62,7 @@ class Search:
             raise ModelError("the probe cannot tell malicious from benign", expected=expected, found=found)
 
     def drop(self, units: Sequence[Unit], strength: float) -> float:
-        """AUROC that is lost while all of `units` are disturbed."""
+        """`kept_auroc` that is lost while all of `units` are disturbed."""
         return self._losses(self.measure(self._tasks(units, strength))).drop
 
     def breaking_strength(self) -> float:
@@ -96,12 +97,12 @@ class Search:
 
     def _losses(self, figures: Sequence[ProbeFigures]) -> Losses:
         mean = mean_figures(figures)
-        return Losses(drop=self.untouched.auroc - mean.auroc, margin=self.untouched.mean_margin - mean.mean_margin)
+        return Losses(drop=self.untouched.kept_auroc - mean.kept_auroc, margin=self.untouched.mean_margin - mean.mean_margin)
 
 
 def mean_figures(figures: Sequence[ProbeFigures]) -> ProbeFigures:
     """Each figure's mean."""
-    rows = [(each.balanced_accuracy, each.auroc, each.mean_margin) for each in figures]
+    rows = [(each.balanced_accuracy, each.auroc, each.mean_margin, each.kept_auroc) for each in figures]
     return ProbeFigures(*(float(column) for column in np.mean(rows, axis=0)))
 
 

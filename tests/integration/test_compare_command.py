@@ -38,7 +38,7 @@ def pairs(thing: str) -> list[dict[str, str]]:
 def modules_file(tiny_folder: str, tmp_path: Path) -> Path:
     """What a search of the tiny model would have written."""
     units = {Unit(layer, kind): 0.01 * place for layer in range(2) for place, kind in enumerate(KINDS)}
-    figures = ProbeFigures(0.8, 0.9, 1.0)
+    figures = ProbeFigures(0.8, 0.9, 1.0, 0.9)
     settings = {
         "data": write(tmp_path / "pairs.jsonl", pairs("lock")),
         "out_of_source": write(tmp_path / "others.jsonl", pairs("gate")),

@@ -49,5 +49,7 @@ def test_the_mean_of_its_values_is_the_balanced_accuracy(make_tiny: MakeTiny, tm
     margins_N = probe.margins(last_states(model, ids))
     assert values["probe"].mean() == pytest.approx(balanced_accuracy_score(is_malicious_N, margins_N > 0))
     assert 0 < is_malicious_N.mean() != 0.5, "classes of unequal size"
-    assert values["probe_margin"].mean() == pytest.approx(probe.figures(last_states(model, ids), is_malicious_N).mean_margin)
+    assert values["probe_margin"].mean() == pytest.approx(
+        (probe.margins(last_states(model, ids)) * np.where(is_malicious_N, 1, -1)).mean()
+    )
     assert len(values["probe_elsewhere"]) == 9

@@ -17,7 +17,7 @@ from guardtrain.secure.probe import ProbeFigures
 from guardtrain.secure.result import Check, RobustModules, fingerprint, model_fingerprint
 from guardtrain.secure.units import Unit
 
-GOOD, WORSE = ProbeFigures(0.9, 0.95, 1.5), ProbeFigures(0.88, 0.94, 1.25)
+GOOD, WORSE = ProbeFigures(0.9, 0.95, 1.5, 0.95), ProbeFigures(0.88, 0.94, 1.25, 0.91)
 RESULT = RobustModules(
     units={Unit(0, "q_proj"): 0.0, Unit(0, "v_proj"): 0.25, Unit(1, "gate_up_proj"): -0.01},
     robust=(Unit(1, "gate_up_proj"), Unit(0, "q_proj")),
@@ -39,7 +39,7 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     assert RobustModules.read(tmp_path / "modules.json") == RESULT
     assert [file.name for file in tmp_path.iterdir()] == ["modules.json"]
     assert RESULT.rest == (Unit(0, "v_proj"),)
-    assert RESULT.checks[0].drop == pytest.approx(0.01)
+    assert RESULT.checks[0].drop == pytest.approx(0.04)
 
 
 @pytest.mark.parametrize(

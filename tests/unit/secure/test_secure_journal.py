@@ -16,7 +16,7 @@ from guardtrain.secure.units import Unit
 
 A, B = Unit(0, "q_proj"), Unit(3, "v_proj")
 TASKS = [Task(), Task((A,), 0.1, 0), Task((A,), 0.1, 1), Task((A,), 0.2, 1), Task((A, B), 0.1, 0), Task((A,), 0.1, 0, REPORT)]
-FIGURES = [ProbeFigures(number / 7, number / 11, number / 13) for number in range(len(TASKS))]
+FIGURES = [ProbeFigures(number / 7, number / 11, number / 13, number / 17) for number in range(len(TASKS))]
 
 
 def filled(out: Path) -> Path:

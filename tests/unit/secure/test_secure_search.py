@@ -24,8 +24,9 @@ TAU = 0.02
 def disturbed(model: PlantedModel, perturbation: Perturbation = noise) -> Disturbed:
     ids, labels = planted_prompts(200)
     prompts = Prompts(ids, np.array(labels))
-    features = {SEARCH: PromptFeatures(model, ids)}
-    return Disturbed(unit_weights(model), perturbation, fitted_probe(model, prompts, None), features, {SEARCH: prompts})
+    features, probe = PromptFeatures(model, ids), fitted_probe(model, prompts, None)
+    before = {SEARCH: probe.margins(features.read())}
+    return Disturbed(unit_weights(model), perturbation, probe, {SEARCH: features}, {SEARCH: prompts}, before)
 
 
 def searched(model: Disturbed, units: Sequence[Unit] = ()) -> tuple[Search, float]:
@@ -89,7 +90,7 @@ def test_a_set_grows_to_the_last_unit_that_fits_and_asks_little() -> None:
 
 def test_strength_is_the_smallest_that_breaks_the_probe() -> None:
     def measure_with(edge: float) -> Search:
-        good, bad = ProbeFigures(0.9, 0.9, 1.0), ProbeFigures(0.7, 0.7, 0.2)
+        good, bad = ProbeFigures(0.9, 0.9, 1.0, 0.9), ProbeFigures(0.7, 0.7, 0.2, 0.7)
         return Search(
             lambda tasks: [bad if task.strength >= edge else good for task in tasks],
             [Unit(0, "q_proj")],
@@ -106,4 +107,4 @@ def test_strength_is_the_smallest_that_breaks_the_probe() -> None:
 
 def test_a_probe_that_knows_nothing_cannot_be_searched_with() -> None:
     with pytest.raises(ModelError, match="cannot tell malicious from benign"):
-        Search(lambda tasks: [ProbeFigures(0.6, 0.55, 0.1) for _ in tasks], [Unit(0, "q_proj")], seeds=(0,), strongest=1.0)
+        Search(lambda tasks: [ProbeFigures(0.6, 0.55, 0.1, 0.55) for _ in tasks], [Unit(0, "q_proj")], seeds=(0,), strongest=1.0)
