@@ -168,7 +168,7 @@ def test_a_model_process_that_hangs_and_a_queue_that_is_full(server: Served, att
     with hung(server):
         ends = storm(server, attacks)
     assert set(ends) == {"504 guard_timeout", "429 guard_overloaded"}
-    assert ends["504 guard_timeout"] >= QUEUE  # whose place is free again when it gives up
+    assert ends.total() == len(attacks)  # a text may take several places: what is hidden in it is read as well
     wait_until(lambda: server.guard.queue_depth == 0)
 
 

@@ -45,7 +45,7 @@ def make_scorer(make_tiny: Callable[..., Any], template: GuardTemplate) -> Calla
     model = make_tiny("qwen3")
 
     def call(pack_tokens: int = ALL, tokens: int = 12) -> Scorer:
-        return Scorer(model, template.encoder._scaffold, template, max_reason_tokens=tokens, pack_tokens=pack_tokens)
+        return Scorer(model, template.encoder.tokenizer, template, max_reason_tokens=tokens, pack_tokens=pack_tokens)
 
     return call
 

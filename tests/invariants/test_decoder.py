@@ -92,13 +92,13 @@ def test_scores_and_reasons_equal_a_plain_forward_of_each_prompt_alone(model: An
     reasons = make_reasons_end_raggedly(model, template)
     assert len({len(reason) for reason in reasons}) > 1
     assert max(map(len, reasons)) == MAX_REASON_TOKENS
-    scorer = Scorer(model, template.encoder._scaffold, template, max_reason_tokens=MAX_REASON_TOKENS)
+    scorer = Scorer(model, template.encoder.tokenizer, template, max_reason_tokens=MAX_REASON_TOKENS)
     scored = score_all(scorer, PROMPTS)
     for prompt, reason_ids, got in zip(PROMPTS, reasons, scored, strict=True):
         ids, labels = read_ids(template, prompt), template.off_verdict.labels
         off_ids = ids + template.off_verdict.prefix
         on_ids = ids + template.opening_ids + reason_ids + template.on_verdict.prefix
-        assert got.reason == template.encoder._scaffold.decode(reason_ids).strip()
+        assert got.reason == template.encoder.tokenizer.decode(reason_ids).strip()
         assert got.scores[Mode.OFF] == pytest.approx(plain_score(model, off_ids, labels), abs=1e-4)
         assert got.scores[Mode.ON] == pytest.approx(plain_score(model, on_ids, labels), abs=1e-4)
     assert max(abs(row.scores[Mode.OFF]) for row in scored) > 0.1  # a signal far above the tolerance
@@ -110,7 +110,7 @@ def test_a_truncated_reason_still_gets_its_verdict(model: Any, template: GuardTe
     free = generate(model, ids, set(template.end_ids), 6)
     assert len(set(free)) == 6
     close_on(template, free[4])
-    tokenizer = template.encoder._scaffold
+    tokenizer = template.encoder.tokenizer
     for cap, written, truncated in ((3, free[:3], True), (4, free[:4], False), (5, free[:4], False)):
         (scored,) = score_all(Scorer(model, tokenizer, template, max_reason_tokens=cap), PROMPTS[:1], (Mode.ON,))
         on_ids = ids + written + template.on_verdict.prefix
@@ -126,7 +126,7 @@ def test_a_closing_of_several_tokens_ends_a_reason_and_its_first_alone_does_not(
     model: Any, template: GuardTemplate, cap: int
 ) -> None:
     """The reason below holds the first token of the closing twice; the scores are those of the whole text in one forward."""
-    tokenizer = template.encoder._scaffold
+    tokenizer = template.encoder.tokenizer
     ids = read_ids(template, PROMPTS[0]) + template.opening_ids
     free = generate(model, ids, set(template.end_ids), 7)
     assert len(set(free)) == 7
@@ -161,14 +161,14 @@ def test_a_reason_that_ends_the_turn_is_closed_too(model: Any, template: GuardTe
     (ids,) = [read_ids(template, PROMPTS[0]) + template.opening_ids]
     free = generate(model, ids, {0}, 3)
     template.end_ids = [free[2]]
-    (scored,) = score_all(Scorer(model, template.encoder._scaffold, template, max_reason_tokens=6), PROMPTS[:1], (Mode.ON,))
-    assert scored.reason == template.encoder._scaffold.decode(free[:2]).strip()
+    (scored,) = score_all(Scorer(model, template.encoder.tokenizer, template, max_reason_tokens=6), PROMPTS[:1], (Mode.ON,))
+    assert scored.reason == template.encoder.tokenizer.decode(free[:2]).strip()
     assert not scored.truncated
 
 
 def test_the_batch_does_not_change_a_score(model: Any, template: GuardTemplate) -> None:
     make_reasons_end_raggedly(model, template)
-    tokenizer = template.encoder._scaffold
+    tokenizer = template.encoder.tokenizer
     alone = Scorer(model, tokenizer, template, max_reason_tokens=MAX_REASON_TOKENS, pack_tokens=1)
     together = Scorer(model, tokenizer, template, max_reason_tokens=MAX_REASON_TOKENS, pack_tokens=10_000)
     backwards = score_all(together, PROMPTS[::-1])[::-1]
@@ -179,7 +179,7 @@ def test_the_batch_does_not_change_a_score(model: Any, template: GuardTemplate) 
 
 
 def test_one_mode_alone_scores_as_in_both(model: Any, template: GuardTemplate) -> None:
-    scorer = Scorer(model, template.encoder._scaffold, template, max_reason_tokens=MAX_REASON_TOKENS)
+    scorer = Scorer(model, template.encoder.tokenizer, template, max_reason_tokens=MAX_REASON_TOKENS)
     both = score_all(scorer, PROMPTS)
     for mode in Mode:
         for row, alone in zip(both, score_all(scorer, PROMPTS, (mode,)), strict=True):
@@ -189,7 +189,7 @@ def test_one_mode_alone_scores_as_in_both(model: Any, template: GuardTemplate) -
 
 
 def test_a_verdict_is_natural_when_a_label_is_the_likeliest_token(model: Any, template: GuardTemplate) -> None:
-    scorer = Scorer(model, template.encoder._scaffold, template)
+    scorer = Scorer(model, template.encoder.tokenizer, template)
     (before,) = score_all(scorer, PROMPTS[:1], (Mode.OFF,))
     assert before.is_natural == {Mode.OFF: False}  # one of 49,152 random tokens
     ids = read_ids(template, PROMPTS[0]) + template.off_verdict.prefix
@@ -231,7 +231,7 @@ def test_the_policy_is_computed_once(model: Any, template: GuardTemplate) -> Non
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
-    scorer = Scorer(model, template.encoder._scaffold, template, pack_tokens=1)
+    scorer = Scorer(model, template.encoder.tokenizer, template, pack_tokens=1)
     assert fed == [template.policy_ids]
     score_all(scorer, PROMPTS, (Mode.OFF,))
     score_all(scorer, PROMPTS, (Mode.OFF,))

@@ -50,7 +50,7 @@ class PlainEngine:
 
 def test_scores_and_reasons_are_those_of_the_scorer(make_tiny: Callable[..., Any], template: GuardTemplate) -> None:
     """Everything but vLLM itself: the engine's place is taken by plain forwards of the ids that it would be given."""
-    model, tokenizer = make_tiny("llama", tied=False), template.encoder._scaffold
+    model, tokenizer = make_tiny("llama", tied=False), template.encoder.tokenizer
     scorer = VllmScorer.__new__(VllmScorer)
     scorer._vllm, scorer._engine = SimpleNamespace(SamplingParams=dict), PlainEngine(model)
     scorer.template, scorer.tokenizer, scorer.max_reason_tokens = template, tokenizer, 5
@@ -102,4 +102,4 @@ def test_a_verdict_is_the_difference_of_two_log_probabilities(template: GuardTem
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_one_line_says_so(template: GuardTemplate) -> None:
     with pytest.raises(ModelError, match=r"vLLM is not installed.*guardtrain\[vllm\]"):
-        VllmScorer("model", template.encoder._scaffold, template)
+        VllmScorer("model", template.encoder.tokenizer, template)
