@@ -91,6 +91,9 @@ class TreeDecoder:
     def drop(self, branches: Iterable[int]) -> None:
         """Free what these branches hold; they must not be used any more, and have no forks that are."""
         is_kept_K = ~torch.isin(self._owner_K, self._indices(list(branches)))
+        if int(is_kept_K.sum()) == self._policy_length:
+            self._rewind()  # no second copy of the policy
+            return
         layers = [(key[..., is_kept_K, :], value[..., is_kept_K, :]) for key, value in self._layers()]
         self._hold(layers, self._owner_K[is_kept_K], self._position_K[is_kept_K])
 
