@@ -126,7 +126,7 @@ def check_report(report: dict[str, Any]) -> None:
     by_name = {line["control"]: line for line in report["controls"]}
     assert list(by_name) == CONTROLS
     assert "ML-LR" in report["verdict"]
-    assert report["decided_by"]["measure"] == "refused", "no judge was given"
+    assert report["decided_by"]["measure"] == "probe", "no judge was given, and a random model refuses nothing"
     assert any("No judge of harm" in said for said in report["warnings"])
     assert any("2 seeds" in said for said in report["warnings"])
     assert {*by_name["mllr"]["figures"]} >= {"refused", "probe", "probe_margin", "probe_elsewhere", "loss", "overlap"}

@@ -282,7 +282,7 @@ def known_bytes_of(tokenizer: Any) -> set[int]:
 def test_a_special_token_that_slips_through_is_refused(smol_tokenizer: Any) -> None:
     encoder = PlainEncoder(smol_tokenizer)
     (letter_id,) = encoder.plain("a")
-    encoder.powerful_ids = frozenset({letter_id})
+    encoder.forbidden_ids = frozenset({letter_id})
     with pytest.raises(ModelError, match="special tokens for plain text"):
         encoder.plain("a")
 
