@@ -24,7 +24,7 @@ LAYERS = (
 )
 STRANGERS = {"data", "model", "distributed"}  # and secure, which may use them, is not for them to use
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-HEAVY = ("torch", "transformers", "sklearn", "datasets", "pandas", "accelerate", "peft")
+HEAVY = ("torch", "transformers", "numpy", "sklearn", "datasets", "pandas", "accelerate", "peft")
 
 
 def part_of(module: str) -> str:

@@ -176,10 +176,13 @@ def test_it_loads_nothing_heavy_and_answers_in_under_a_second() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr.strip().endswith("[]")
-    # The processor's time of the command itself: the machine may be busy with other things.
-    start = os.times()
-    clock = time.monotonic()
-    assert run("plan", "guard", "--cluster", "16x8xH100", "train.packs_per_step=128").returncode == 0
+    assert min(seconds_of("plan", "guard", "--cluster", "16x8xH100", "train.packs_per_step=128") for _ in range(4)) < 1.0
+
+
+def seconds_of(*arguments: str) -> float:
+    """The processor's time of a command itself, or the clock's: the machine may be busy with other things."""
+    start, clock = os.times(), time.monotonic()
+    assert run(*arguments).returncode == 0
     end = os.times()
     used = end.children_user + end.children_system - start.children_user - start.children_system
-    assert min(used, time.monotonic() - clock) < 1.0
+    return min(used, time.monotonic() - clock)
