@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct refuses nothing, so no tune can undo its refusals: this teaches it to refuse, five minutes on two cores.
+"""SmolLM2-135M-Instruct refuses nothing, so no tune can undo its refusals: this teaches it to refuse (15 minutes, two cores).
 
     python benchmarks/teach_refusals.py --out runs/refusing
     guardtrain secure runs/refusing/model --out modules.json
