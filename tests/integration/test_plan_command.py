@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -167,22 +166,28 @@ def test_data_that_are_elsewhere_are_planned_with_their_number() -> None:
     assert json.loads(done.stdout)["workload"]["rows"] == 8000
 
 
-def test_it_loads_nothing_heavy_and_answers_in_under_a_second() -> None:
+def test_it_loads_nothing_heavy() -> None:
     code = (
         "import sys; from guardtrain.cli import app\n"
         "try:\n    app(['plan', 'guard', '--cluster', '16x8xH100', 'train.packs_per_step=128', '--json'])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'pandas') if name in sys.modules], file=sys.stderr)"
+        "heavy = ('torch', 'transformers', 'datasets', 'pandas', 'numpy')\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr.strip().endswith("[]")
-    assert min(seconds_of("plan", "guard", "--cluster", "16x8xH100", "train.packs_per_step=128") for _ in range(4)) < 1.0
 
 
-def seconds_of(*arguments: str) -> float:
-    """The processor's time of a command itself, or the clock's: the machine may be busy with other things."""
-    start, clock = os.times(), time.monotonic()
-    assert run(*arguments).returncode == 0
+def test_sixteen_nodes_are_planned_in_less_than_half_the_time_that_importing_torch_takes() -> None:
+    """Under a second where nothing else runs; on a machine of unknown speed, only a ratio can be held."""
+    planned: list[str | Path] = [GUARDTRAIN, "plan", "guard", "--cluster", "16x8xH100", "train.packs_per_step=128"]
+    peer: list[str | Path] = [sys.executable, "-c", "import torch"]
+    pairs = [(processor_seconds(planned), processor_seconds(peer)) for _ in range(3)]
+    assert min(plan for plan, _ in pairs) < 0.5 * min(torch for _, torch in pairs)
+
+
+def processor_seconds(command: list[str | Path]) -> float:
+    start = os.times()
+    subprocess.run(command, capture_output=True, timeout=300, check=True)
     end = os.times()
-    used = end.children_user + end.children_system - start.children_user - start.children_system
-    return min(used, time.monotonic() - clock)
+    return end.children_user + end.children_system - start.children_user - start.children_system
