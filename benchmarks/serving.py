@@ -94,7 +94,7 @@ def served(model: str, *options: str) -> Iterator[Server]:
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
-        url = json.loads("".join(itertools.takewhile(lambda line: line.strip() != "}", process.stdout)) + "}")["url"]
+        url = json.loads(process.stdout.readline())["url"]
         _until_ready(url)
         yield Server(process, model, url, time.perf_counter() - start)
     finally:
