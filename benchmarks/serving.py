@@ -38,7 +38,8 @@ from guardtrain.types import prompt_text
 
 MODES = ("off", "on", "cascade")
 READY_SECONDS = 120.0
-WORDS = 14  # of a short text: fourteen words and a number
+WORDS = 14  # of a text that is not said to have another length, and a number behind them
+OTHER_WORDS = (7, 56)
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ def _resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def texts() -> Iterator[str]:
-    """Short texts without end, no two alike."""
-    rows = [prompt_text(example.prompt) for example in load_sources([Source(path="starter-hard")], "guard").examples]
-    short = [" ".join(row.split()[:WORDS]) for row in rows]
+def texts(words: int = WORDS) -> Iterator[str]:
+    """Texts of so many words without end, no two alike."""
+    rows = [prompt_text(example.prompt).split() for example in load_sources([Source(path="starter-hard")], "guard").examples]
+    cut = [" ".join(list(itertools.islice(itertools.cycle(row), words))) for row in rows]
     for number in itertools.count(1):
-        yield f"{short[number % len(short)]} ({number})"
+        yield f"{cut[number % len(cut)]} ({number})"
 
 
 async def ask(client: httpx2.AsyncClient, url: str, text: str, mode: str) -> Answer:
@@ -240,6 +241,7 @@ def main() -> None:
     with served(args.model) as server:
         ready.append(round(server.ready_seconds, 2))
         lone = {mode: loaded(server, prompts, mode, size.lone[mode], 1) for mode in MODES}
+        by_words = {words: loaded(server, texts(words), "off", size.lone["off"], 1)["latency_ms"] for words in OTHER_WORDS}
         batched = {mode: loaded(server, prompts, mode, size.batched[mode], size.clients) for mode in MODES}
         of_many = many(server, prompts, size)
     with served(args.model, "--max-batch", "1") as server:
@@ -249,13 +251,15 @@ def main() -> None:
         "environment": {**describe_environment(), "cpu_count": os.cpu_count(), "load_before": os.getloadavg()[0]},
         "ready_seconds": ready,
         "lone_client": lone,
+        "lone_client_off_by_words": by_words,
         "batched": batched,
         "unbatched": unbatched,
         "speedup": speedups(batched, unbatched),
         "many": of_many,
     }
     args.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps({key: results[key] for key in ("ready_seconds", "lone_client", "speedup")}, indent=1))
+    shown = ("ready_seconds", "lone_client", "lone_client_off_by_words", "speedup")
+    print(json.dumps({key: results[key] for key in shown}, indent=1))
 
 
 if __name__ == "__main__":

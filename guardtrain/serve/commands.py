@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from guardtrain.serve.settings import ServeSettings, UpstreamSettings
 
 logger = logging.getLogger(__name__)
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 
 
 def serve(
@@ -84,16 +87,13 @@ def serve(
 
 
 def _need_packages() -> None:
-    try:
-        import guardtrain.serve.app
-        import guardtrain.serve.server  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("a package is missing", expected=error.name, hint='pip install "guardtrain[serve]"') from error
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError("a package is missing", expected=name, hint='pip install "guardtrain[serve]"')
 
 
 def _run(model: str, arguments: dict[str, Any], settings: ServeSettings, where: tuple[str, int], *, as_json: bool) -> int:
     """Listen, load, serve; the exit code. arguments: of Guard.load."""
-    from guardtrain.serve.app import create_app
     from guardtrain.serve.guard import Guard
     from guardtrain.serve.logs import log_as_json
     from guardtrain.serve.server import listen, run
@@ -101,6 +101,9 @@ def _run(model: str, arguments: dict[str, Any], settings: ServeSettings, where: 
     listener = listen(*where)
     guard = Guard.load(model, **arguments)
     log_as_json()
+    guard.begin()  # the model's process imports what it needs while this one imports the rest: two seconds of ten
+    from guardtrain.serve.app import create_app
+
     host = f"[{where[0]}]" if ":" in where[0] else where[0]
     _announce(f"http://{host}:{listener.getsockname()[1]}", guard, settings, as_json=as_json)
     return run(create_app(guard, settings), listener, drain_seconds=settings.drain_seconds)

@@ -49,6 +49,7 @@ class Guard:
         self._wanted_mode = mode
         self._facts: GuardFacts | None = None
         self._lock, self._starting = threading.Lock(), threading.Lock()
+        self._loading: Future[GuardFacts] | None = None
         self._known: RecentlyUsed[Key, Judgement] = RecentlyUsed(options.cache)
         self._pending: dict[Key, _Pending] = {}
         self._num_pieces = self._num_reading = 0
@@ -119,6 +120,13 @@ class Guard:
 
     # --- life
 
+    def begin(self) -> None:
+        """Begin to load the model, unless that was done; `start` waits for it. For who has something else to do meanwhile."""
+        with self._starting:
+            if self._loading is None:
+                self._loading = Future()
+                threading.Thread(target=self._load, args=(self._loading,), name="guard-start", daemon=True).start()
+
     async def start(self) -> None:
         """Load the model; ready when it returns. Raises GuardtrainError."""
         await asyncio.to_thread(self._start)
@@ -158,7 +166,7 @@ class Guard:
     ) -> list[Verdict]:
         """Judge each prompt; verdicts in their order. timeout_seconds: of all together."""
         if self._facts is None:
-            self._start_once()
+            self._start()
         mode, start = self._checked(mode), time.perf_counter()
         futures = [self._ask(prompt, mode) for prompt in prompts]
         end = start + (timeout_seconds or self.options.timeout_seconds)
@@ -167,7 +175,7 @@ class Guard:
     async def acheck(self, prompt: UnreadPrompt, *, mode: str | None = None, timeout_seconds: float | None = None) -> Verdict:
         """As `check`; callers at the same time share the model's batches. A cancelled call lets its prompt go."""
         if self._facts is None:
-            await asyncio.to_thread(self._start_once)
+            await asyncio.to_thread(self._start)
         mode, start = self._checked(mode), time.perf_counter()
         future = asyncio.wrap_future(self._ask(prompt, mode))
         try:
@@ -189,16 +197,21 @@ class Guard:
 
     # --- how
 
-    def _start(self) -> None:
-        facts = self._backend.start()
-        if self._wanted_mode is not None:
-            check_mode(self._wanted_mode, facts)
-        self._facts = facts
+    def _start(self) -> GuardFacts:
+        self.begin()
+        assert self._loading is not None
+        return self._loading.result()
 
-    def _start_once(self) -> None:
-        with self._starting:
-            if self._facts is None:
-                self._start()
+    def _load(self, loading: Future[GuardFacts]) -> None:
+        try:
+            facts = self._backend.start()
+            if self._wanted_mode is not None:
+                check_mode(self._wanted_mode, facts)
+        except BaseException as error:
+            loading.set_exception(error)
+        else:
+            self._facts = facts
+            loading.set_result(facts)
 
     def _loaded(self) -> GuardFacts:
         if self._facts is None:

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
-from openai import AsyncOpenAI, BadRequestError, InternalServerError, OpenAI
+from openai import AsyncOpenAI, BadRequestError, InternalServerError, NotFoundError, OpenAI
 from served import KnownGuard, Upstream, load_known, serving, upstream_server, wait_until
 
 from guardtrain.errors import ServeError
@@ -155,13 +155,19 @@ def test_no_method_of_the_openai_client_goes_round_the_guard(
         lambda: chat.with_raw_response.create(model="echo", messages=attack),
         lambda: chat.parse(model="echo", messages=attack),
         lambda: client.responses.create(model="echo", input=known_guard.attack),
+        lambda: client.responses.create(prompt={"id": "pmpt_1", "variables": {"question": known_guard.attack}}),
+        lambda: client.conversations.create(items=[{"role": "user", "content": known_guard.attack}]),
+        lambda: client.conversations.items.create("conv_1", items=[{"role": "user", "content": known_guard.attack}]),
         lambda: client.completions.create(model="echo", prompt=known_guard.attack),
+        lambda: client.post("/of/next/year", cast_to=object, body={"said": [known_guard.attack]}),
     ):
         with pytest.raises(BadRequestError) as caught:
             method()
         assert caught.value.code == "content_blocked"
     assert len(upstream.seen) == 2
     assert [model.id for model in client.models.list()] == ["echo"]
+    with pytest.raises(NotFoundError):  # a request without a body goes on, to an upstream that has no such thing
+        client.responses.cancel("resp_1")
 
 
 def test_the_async_openai_client_and_a_guard_that_is_gone(known_guard: KnownGuard, upstream: Upstream, guards: Any) -> None:

@@ -6,7 +6,7 @@ client = OpenAI(http_client=guarded_client(Guard.load("runs/guard")))
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import httpx2
@@ -44,7 +44,7 @@ class _Transport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
-            self.gatekeeper.admit(pieces_of(request.url.path, request.read()))
+            self.gatekeeper.admit(pieces_of(request.url.path, request.headers, request.read()))
         except ServeError as error:
             return _refused(error)
         return self.inner.handle_request(request)
@@ -59,7 +59,7 @@ class _AsyncTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
-            await self.gatekeeper.aadmit(pieces_of(request.url.path, await request.aread()))
+            await self.gatekeeper.aadmit(pieces_of(request.url.path, request.headers, await request.aread()))
         except ServeError as error:
             return _refused(error)
         return await self.inner.handle_async_request(request)
@@ -68,13 +68,17 @@ class _AsyncTransport(httpx2.AsyncBaseTransport):
         await self.inner.aclose()
 
 
-def pieces_of(path: str, body: bytes) -> list[Piece]:
-    """The untrusted texts of a request to OpenAI's API: chats, responses and completions; nothing of other endpoints."""
-    readers = {"/chat/completions": _of_chat, "/responses": _of_responses, "/completions": _of_completion}
-    reader = next((reader for end, reader in readers.items() if path.endswith(end)), None)
-    if reader is None:
+def pieces_of(path: str, headers: Mapping[str, str], body: bytes) -> list[Piece]:
+    """The untrusted texts of a request to OpenAI's API.
+
+    Of chats, responses, conversations and completions what their turns say; of endpoints that this module has never heard of
+    every text. Bodies that are not JSON (files, sound) are not read.
+    """
+    is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+    if not body or not is_json or path.endswith(WRITES_NOTHING):
         return []
     sent = json.loads(body)
+    reader = next((reader for end, reader in READERS.items() if path.endswith(end)), in_anything)
     return reader(sent) if isinstance(sent, Mapping) else [Piece("body", "user", None)]
 
 
@@ -87,9 +91,25 @@ def _of_chat(sent: Mapping[str, Any]) -> list[Piece]:
     return in_messages(sent.get("messages", []))
 
 
-def _of_responses(sent: Mapping[str, Any]) -> list[Piece]:
-    return in_input(sent.get("input"))
+def _of_response(sent: Mapping[str, Any]) -> list[Piece]:
+    template = sent.get("prompt")  # one that is stored there, with what stands for its variables
+    variables = template.get("variables") if isinstance(template, Mapping) else None
+    return [*in_input(sent.get("input")), *in_anything(variables, "prompt.variables")]
+
+
+def _of_conversation(sent: Mapping[str, Any]) -> list[Piece]:
+    return in_input(sent.get("items"))
 
 
 def _of_completion(sent: Mapping[str, Any]) -> list[Piece]:
     return in_anything(sent.get("prompt"), "prompt")
+
+
+READERS: dict[str, Callable[[Mapping[str, Any]], list[Piece]]] = {
+    "/chat/completions": _of_chat,
+    "/completions": _of_completion,
+    "/responses": _of_response,
+    "/conversations": _of_conversation,
+    "/items": _of_conversation,
+}
+WRITES_NOTHING = ("/embeddings", "/moderations")  # no model reads these as its instructions
