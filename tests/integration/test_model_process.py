@@ -21,7 +21,7 @@ from guardtrain.serve import Failure, Guard, Status, Verdict
 from guardtrain.serve.options import GuardOptions
 from guardtrain.serve.process import ProcessBackend
 
-WAIT_SECONDS = 90.0
+WAIT_SECONDS = 300.0  # a process imports for minutes where the machine has much else to do
 LONG = "Water the plants, all of them. " * 40  # some two hundred tokens, of which a reason makes more work
 
 

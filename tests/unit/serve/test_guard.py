@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from tiny_guards import TEXTS, HeldModel, guard_of, load_tiny, scores_of_texts
 from tiny_models import user
 
-from guardtrain.errors import ConfigError, ServeError
+from guardtrain.errors import ConfigError, GuardtrainError, ServeError
 from guardtrain.evaluate.runner import scores_of
 from guardtrain.inference.cascade import Cascade
 from guardtrain.inference.chunks import ChunkingScorer
@@ -46,6 +47,31 @@ def model(loaded: LoadedGuard) -> HeldModel:
 def guard(loaded: LoadedGuard, model: HeldModel) -> Iterator[Guard]:
     with guard_of(loaded, queue=2000) as guard:
         yield guard
+
+
+# --- its start
+
+
+def test_it_can_be_begun_before_it_is_needed(loaded: LoadedGuard) -> None:
+    guard = guard_of(loaded)
+    assert not guard.is_ready
+    guard.begin()
+    guard.begin()
+    try:
+        assert guard.check(TEXTS[0], mode="off").decision is not None
+        assert guard.is_ready
+    finally:
+        guard.close()
+
+
+def test_why_it_could_not_start_is_said_each_time(tmp_path: Path) -> None:
+    guard = Guard.load(tmp_path / "nothing-here")
+    for _ in range(2):
+        with pytest.raises(GuardtrainError, match="nothing-here"):
+            guard.check(TEXTS[0])
+    with pytest.raises(GuardtrainError, match="nothing-here"):
+        asyncio.run(guard.start())
+    guard.close()
 
 
 # --- verdicts
