@@ -3,7 +3,7 @@
     guardtrain secure smollm2-135m --out modules.json
     python benchmarks/secure_compare.py --modules modules.json --shared ../shared --out benchmarks/results/secure_compare
 
-A short benign tune (120 rows of small tasks with one right answer each, made here), eight ways of tuning, three seeds. Harmful
+A short benign tune (120 rows of small tasks with one right answer each, made here), nine ways of tuning, three seeds. Harmful
 requests are the starter's and, where --shared has them, AdvBench's. The figures on disk are kept in --work, so the same command
 goes on after a stop; without --judge refusals are counted by keywords. --model is another model than that, such as the one that
 benchmarks/teach_refusals.py makes, which has refusals to lose. --tiny is a rehearsal of some minutes, whose figures say nothing.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from guardtrain.config import Recipe
 from guardtrain.errors import ConfigError
 
-UNTUNED, ORDINARY, MLLR, MATCHED = "untuned", "ordinary", "mllr", "norm-matched"
+UNTUNED, ORDINARY, MLLR, MATCHED, SCORE_MATCHED = "untuned", "ordinary", "mllr", "norm-matched", "score-matched"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,20 +19,27 @@ class Control:
     """One way of tuning.
 
     said: what it is, for people. secure: keys of the recipe's section `secure` that differ from plain training.
-    rate: `same` as the recipe's, `lower` by secure.rho, or `matched`: such that the update is as large as that of `mllr`.
+    rate: `same` as the recipe's, `lower` by secure.rho, or matched to `mllr`: such that the `update` is as large, or that as much
+    is `learnt` of the held-out loss.
     """
 
     said: str
     secure: Mapping[str, Any] = field(default_factory=dict)
-    rate: Literal["same", "lower", "matched"] = "same"
+    rate: Literal["same", "lower", "update", "learnt"] = "same"
     is_subset_drawn: bool = False
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether its rate is found by what `mllr` did."""
+        return self.rate in {"update", "learnt"}
 
 
 CONTROLS: dict[str, Control] = {
     UNTUNED: Control(said="the model as it was given"),
     ORDINARY: Control(said="plain training, one rate for all weights"),
     "uniform-lower": Control(said="plain training at secure.rho times the rate", rate="lower"),
-    MATCHED: Control(said="plain training at the one rate whose update is as large as that of mllr", rate="matched"),
+    MATCHED: Control(said="plain training at the one rate whose update is as large as that of mllr", rate="update"),
+    SCORE_MATCHED: Control(said="plain training at the one rate whose held-out loss is that of mllr", rate="learnt"),
     "random-subset": Control(
         said="mllr with as many modules, drawn at random for each seed", secure={"method": "mllr"}, is_subset_drawn=True
     ),
@@ -45,7 +52,7 @@ CONTROLS: dict[str, Control] = {
     "first-tokens": Control(said="the first tokens of answers are held near the model's own", secure={"method": "first_tokens"}),
     "project": Control(said="the update is projected after training (in the style of SafeLoRA)", secure={"method": "project"}),
 }
-DEFAULT = (UNTUNED, ORDINARY, "uniform-lower", MATCHED, "random-subset", "reversed", MLLR, "warmup")
+DEFAULT = (UNTUNED, ORDINARY, "uniform-lower", MATCHED, SCORE_MATCHED, "random-subset", "reversed", MLLR, "warmup")
 
 
 def chosen(names: str | None) -> tuple[str, ...]:
@@ -55,12 +62,16 @@ def chosen(names: str | None) -> tuple[str, ...]:
     if unknown or len(set(wanted)) < len(wanted):
         found = ", ".join(unknown) or "one twice"
         raise ConfigError("unknown controls", where="--controls", expected=", ".join(CONTROLS), found=found)
-    needed = {ORDINARY, MLLR} if MATCHED in wanted else {ORDINARY}
+    needed = {ORDINARY}
+    if any(CONTROLS[name].is_matched for name in wanted):
+        needed |= {MLLR}
+    if SCORE_MATCHED in wanted:
+        needed |= {UNTUNED}
     if missing := needed.difference(wanted):
         found = f"no {' and no '.join(sorted(missing))}"
         raise ConfigError("others are measured against these", where="--controls", expected=", ".join(needed), found=found)
     # What is matched to others is trained after them.
-    return tuple(sorted((name for name in CONTROLS if name in wanted), key=lambda name: CONTROLS[name].rate == "matched"))
+    return tuple(sorted((name for name in CONTROLS if name in wanted), key=lambda name: CONTROLS[name].is_matched))
 
 
 def recipe_of(recipe: Recipe, name: str, seed: int, folder: Path, rate_factor: float = 1.0) -> Recipe:

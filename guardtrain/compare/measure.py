@@ -21,6 +21,7 @@ from guardtrain.json_files import read_object
 from guardtrain.types import Turn
 
 DIGITS = 6
+SCORE = "loss"  # what the task is judged by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ MEASURES: dict[str, Measure] = {
     "probe_elsewhere": Measure(
         said="probe right, out of source", unit="share", larger_is_better=True, note="the same on other prompts"
     ),
-    "loss": Measure(said="held-out loss", unit="number", larger_is_better=False, note="of a supervised token of held-out rows"),
+    SCORE: Measure(said="held-out loss", unit="number", larger_is_better=False, note="of a supervised token of held-out rows"),
     "overlap": Measure(
         said="answer overlap", unit="share", larger_is_better=True, note="F1 of words shared with the held-out rows' own answers"
     ),
@@ -71,7 +72,7 @@ class Measured:
     """One model's figures. values: by measure, one number for each item, in the same order for every model.
 
     unjudged: answers of which the judge wrote no verdict; they count as harmful. norms: None for the untuned model.
-    tried: of a matched rate, (factor, update norm) of every try. facts: seconds and the like, for people.
+    tried: of a matched rate, (factor, what is matched) of every try. facts: seconds and the like, for people.
     """
 
     control: str
@@ -146,7 +147,7 @@ class Kit:
             "harmful": [each.is_harmful is not False for each in judged],
             "refused": [is_refused(text) for text in harmful],
             "refused_harmless": [is_refused(text) for text in harmless],
-            "loss": row_losses(model, self.held_out),
+            SCORE: row_losses(model, self.held_out),
             "overlap": [overlap(text, wanted) for text, wanted in zip(answered, self.held_out.references, strict=True)],
             **self.probes.values(model),
         }

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from guardtrain.compare.controls import ORDINARY
-from guardtrain.compare.findings import SCORE, Difference, Models, decisive_measure, differences_of, measures_of
-from guardtrain.compare.measure import MEASURES
+from guardtrain.compare.findings import Difference, Models, decisive_measure, differences_of, measures_of
+from guardtrain.compare.measure import MEASURES, SCORE
 from guardtrain.compare.statistics import Answer
 from guardtrain.evaluate.reporting.document import Picture
 from guardtrain.evaluate.reporting.figures import HEX, WIDTH, drawn, picture

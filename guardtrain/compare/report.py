@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from guardtrain.compare import findings
-from guardtrain.compare.controls import CONTROLS, MATCHED, MLLR, ORDINARY, UNTUNED
+from guardtrain.compare.controls import CONTROLS, MLLR, ORDINARY, UNTUNED
 from guardtrain.compare.findings import Difference, Line, Models
 from guardtrain.compare.measure import MEASURES
 from guardtrain.compare.statistics import Estimate as Figure
@@ -87,10 +87,14 @@ def report_json(outcome: Outcome, command: str) -> dict[str, Any]:
         "warnings": warnings_of(outcome),
         "controls": [line.to_json() for line in findings.lines_of(models)],
         "differences": [each.to_json() for pair in _pairs(models) for each in findings.differences_of(models, *pair)],
-        "matched_rates": [
-            {"seed": model.seed, "rate_factor": model.rate_factor, "tried": [list(each) for each in model.tried]}
-            for model in models.get(MATCHED, ())
-        ],
+        "matched_rates": {
+            name: [
+                {"seed": model.seed, "rate_factor": model.rate_factor, "tried": [list(each) for each in model.tried]}
+                for model in each
+            ]
+            for name, each in models.items()
+            if CONTROLS[name].is_matched
+        },
         "update_norms": {
             name: [model.norms.to_json() if model.norms else None for model in each] for name, each in models.items()
         },

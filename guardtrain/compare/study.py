@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from guardtrain.compare.answers import ChatPrompts
-from guardtrain.compare.controls import CONTROLS, MATCHED, MLLR, ORDINARY, UNTUNED, check_recipe
+from guardtrain.compare.controls import CONTROLS, MLLR, ORDINARY, UNTUNED, check_recipe
 from guardtrain.compare.drift import FrozenProbe, fit_on, read_probe, write_probe
 from guardtrain.compare.judges import Judge, load_judge
-from guardtrain.compare.measure import Kit, Measured
+from guardtrain.compare.measure import SCORE, Kit, Measured
 from guardtrain.compare.requests import Requests, digest_of_texts, load_requests
 from guardtrain.compare.tuning import SET_ASIDE, Stopped, Tuned, Tuner
-from guardtrain.compare.utility import encode_held_out
+from guardtrain.compare.utility import encode_held_out, row_losses
 from guardtrain.config import ModelConfig, Recipe
 from guardtrain.data.keys import row_key
 from guardtrain.data.template import ChatTemplate
@@ -168,24 +169,40 @@ class _Bench:
         return None if found is None else float(found)
 
     def _tuned(self, name: str, seed: int) -> Tuned:
-        kind = CONTROLS[name].rate
-        if kind != "matched":
-            return self.tuner.tuned(name, seed, self.study.recipe.secure.rho if kind == "lower" else 1.0)
-        mllr, ordinary = self._update(MLLR, seed), self._update(ORDINARY, seed)
-        return self.tuner.matched(name, seed, mllr, ordinary, self._correction(seed))
+        control = CONTROLS[name]
+        if not control.is_matched:
+            return self.tuner.tuned(name, seed, self.study.recipe.secure.rho if control.rate == "lower" else 1.0)
+        target, ordinary = self._reached(name, MLLR, seed), self._reached(name, ORDINARY, seed)
+        return self.tuner.matched(name, seed, self._reaching(name), target, ordinary, self._correction(name, seed))
 
-    def _correction(self, seed: int) -> float:
+    def _correction(self, name: str, seed: int) -> float:
         """How far the first guess of the rate was off with the seed before."""
         before = self.study.seeds[: self.study.seeds.index(seed)]
         if not before:
             return 1.0
-        matched = Measured.read(self.study.out / "measured" / f"{MATCHED}-{before[-1]}.json")
-        return matched.rate_factor * self._update(ORDINARY, before[-1]) / self._update(MLLR, before[-1])
+        matched = self._made(name, before[-1])
+        return matched.rate_factor * self._reached(name, ORDINARY, before[-1]) / self._reached(name, MLLR, before[-1])
 
-    def _update(self, name: str, seed: int) -> float:
-        norms = Measured.read(self.study.out / "measured" / f"{name}-{seed}.json").norms
-        assert norms is not None
-        return norms.update
+    def _reaching(self, matched: str) -> Callable[[Tuned], float]:
+        """What a run reached of that in which a control is matched."""
+        if CONTROLS[matched].rate == "update":
+            return lambda tuned: tuned.norms.update
+        before = self._loss_before()
+        return lambda tuned: before - float(row_losses(self._load(tuned), self.held_out).mean())
+
+    def _reached(self, matched: str, name: str, seed: int) -> float:
+        """The same of a control that is measured."""
+        made = self._made(name, seed)
+        if CONTROLS[matched].rate == "learnt":
+            return self._loss_before() - float(np.mean(made.values[SCORE]))
+        assert made.norms is not None
+        return made.norms.update
+
+    def _loss_before(self) -> float:
+        return float(np.mean(self._made(UNTUNED, self.study.seeds[0]).values[SCORE]))
+
+    def _made(self, name: str, seed: int) -> Measured:
+        return Measured.read(self.study.out / "measured" / f"{name}-{seed}.json")
 
     def _measure(self, model: Any, name: str, seed: int) -> tuple[dict[str, list[float]], int]:
         keep = self.study.out / "answers" / f"{name}-{seed}.jsonl" if self.study.keep_answers else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from guardtrain.train.folder import RunFolder
 from guardtrain.train.run import run
 
 NORMS = "update_norms.json"
-TOLERANCE = 0.03  # of a matched update norm
+TOLERANCE = 0.03  # of what is matched: an update norm, or what was learnt
 MOST_TRIES = 4
+LEAST = 1e-6  # counts as reached by a run that made things worse: logarithms are taken
 # `recipe.yaml` holds where the run went, and what only says how it is watched and cut up.
 SET_ASIDE = {"name", "output", "evaluate", "distributed"}
 
@@ -66,26 +67,26 @@ class Tuner:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)  # three times the model, and never resumed again
         return Tuned(folder, norms, rate_factor)
 
-    def matched(self, control: str, seed: int, target: float, ordinary: float, correction: float = 1.0) -> Tuned:
-        """The run at the rate whose update norm is `target`, within TOLERANCE where MOST_TRIES reach it.
+    def matched(
+        self, control: str, seed: int, reached: Callable[[Tuned], float], target: float, ordinary: float, correction: float = 1.0
+    ) -> Tuned:
+        """The run at the rate that reaches `target`, within TOLERANCE where MOST_TRIES do.
 
-        ordinary: the update norm at the recipe's own rate. correction: of the first guess, from another seed.
-        Raises Stopped, and ConfigError where an update is empty.
+        reached: what is matched, of a run; it grows with the rate. ordinary: that at the recipe's own rate. correction: of the
+        first guess, from another seed. Raises Stopped, and ConfigError where nothing can be matched.
         """
         if not (target > 0 and ordinary > 0):
-            raise ConfigError(
-                "nothing was learnt, so no rate can match it", where=control, found=f"update norms {ordinary}, {target}"
-            )
-        tried: list[Tuned] = []
+            raise ConfigError("nothing was learnt, so no rate can match it", where=control, found=f"{ordinary:g}, {target:g}")
+        tried: list[tuple[Tuned, float]] = []
         factor = correction * target / ordinary
         while len(tried) < MOST_TRIES:
-            tried.append(self.tuned(control, seed, factor, attempt=len(tried) + 1))
-            if abs(tried[-1].norms.update / target - 1) <= TOLERANCE:
+            tuned = self.tuned(control, seed, factor, attempt=len(tried) + 1)
+            tried.append((tuned, max(reached(tuned), LEAST)))
+            if abs(tried[-1][1] / target - 1) <= TOLERANCE:
                 break
-            points = [(1.0, ordinary), *((each.rate_factor, each.norms.update) for each in tried)]
-            factor = next_factor(points, target)
-        nearest = min(tried, key=lambda each: abs(each.norms.update / target - 1))
-        return dataclasses.replace(nearest, tried=tuple((each.rate_factor, each.norms.update) for each in tried))
+            factor = next_factor([(1.0, ordinary), *((each.rate_factor, value) for each, value in tried)], target)
+        nearest, _ = min(tried, key=lambda each: abs(each[1] / target - 1))
+        return dataclasses.replace(nearest, tried=tuple((each.rate_factor, value) for each, value in tried))
 
     def discard(self, control: str, seed: int) -> None:
         """Delete the weights of a control's runs; recipe, log, metrics and norms stay."""

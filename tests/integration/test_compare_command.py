@@ -98,7 +98,7 @@ def arguments(tiny_folder: str, modules_file: Path, tmp_path: Path) -> Callable[
     return made
 
 
-CONTROLS = ["untuned", "ordinary", "reversed", "mllr", "norm-matched"]
+CONTROLS = ["untuned", "ordinary", "reversed", "mllr", "norm-matched", "score-matched"]
 
 
 @pytest.mark.slow
@@ -126,6 +126,7 @@ def check_report(report: dict[str, Any]) -> None:
     by_name = {line["control"]: line for line in report["controls"]}
     assert list(by_name) == CONTROLS
     assert "ML-LR" in report["verdict"]
+    assert "same task score" in report["verdict"]
     assert report["decided_by"]["measure"] == "probe", "no judge was given, and a random model refuses nothing"
     assert any("No judge of harm" in said for said in report["warnings"])
     assert any("2 seeds" in said for said in report["warnings"])
@@ -133,6 +134,9 @@ def check_report(report: dict[str, Any]) -> None:
     for name, line in by_name.items():
         assert line["seeds"] == (1 if name == "untuned" else 2)
         assert line["figures"]["loss"]["mean"] > 1
+    losses = {name: line["figures"]["loss"]["mean"] for name, line in by_name.items()}
+    learnt = {name: losses["untuned"] - loss for name, loss in losses.items()}
+    assert abs(learnt["score-matched"] / learnt["mllr"] - 1) <= 0.03
     for seed in range(2):
         norms = {name: each[seed] for name, each in report["update_norms"].items() if name != "untuned"}
         assert norms["mllr"]["update"] < norms["ordinary"]["update"]

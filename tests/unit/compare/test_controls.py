@@ -19,13 +19,14 @@ def recipe() -> Recipe:
     return load_recipe("instruct", ["secure.modules=modules.json"])
 
 
-def test_without_a_list_there_are_the_eight_of_the_question() -> None:
+def test_without_a_list_there_are_the_nine_of_the_question() -> None:
     assert set(chosen(None)) == set(DEFAULT)
-    assert len(DEFAULT) == 8
+    assert len(DEFAULT) == 9
 
 
 def test_what_is_matched_is_trained_after_what_it_is_matched_to() -> None:
     assert chosen("norm-matched,untuned, mllr,ordinary") == ("untuned", "ordinary", "mllr", "norm-matched")
+    assert chosen("score-matched,mllr,untuned,ordinary") == ("untuned", "ordinary", "mllr", "score-matched")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,7 @@ def test_what_is_matched_is_trained_after_what_it_is_matched_to() -> None:
         ("ordinary,ordinary", "found one twice"),
         ("untuned,mllr", "no ordinary"),
         ("ordinary,norm-matched", "no mllr"),
+        ("ordinary,mllr,score-matched", "no untuned"),
     ],
 )
 def test_a_list_that_cannot_be_compared_is_refused(names: str, said: str) -> None:

@@ -92,6 +92,27 @@ def test_one_seed_decides_nothing() -> None:
     assert "1 seed: there are no intervals" in said
 
 
+LEARNT = {"untuned": 3.0, "ordinary": 2.0, "mllr": 2.5, "score-matched": 2.5}
+
+
+def test_at_the_same_score_there_is_a_sentence_of_its_own() -> None:
+    found = models({**BOTH, "mllr": 0.1, "score-matched": 0.6}, LEARNT)
+    assert verdict(found).startswith("ML-LR was safer than the uniform rate of the same task score here")
+    both = models({**BOTH, "mllr": 0.1, "norm-matched": 0.1, "score-matched": 0.6}, LEARNT)
+    assert "of the same update norm cannot be told here" in verdict(both)
+    assert "ML-LR was safer than the uniform rate of the same task score here" in verdict(both)
+    said = " ".join(warnings(found, judge="x", is_model=True, harmful_refusals=0.0))
+    assert "held-out loss of mllr is not" in said
+    assert "score-matched has the score of mllr" in said
+    assert "was not matched" not in said
+
+
+def test_a_score_that_was_not_matched_is_said() -> None:
+    found = models({**BOTH, "mllr": 0.1, "score-matched": 0.6}, {**LEARNT, "score-matched": 2.4})
+    said = " ".join(warnings(found, judge="x", is_model=True, harmful_refusals=0.0))
+    assert "What was learnt was not matched: 1.20 times mllr's with seed 0, 1.2" in said
+
+
 def test_lines_hold_rates_scores_and_updates() -> None:
     found = models({**BOTH, "mllr": 0.3}, {"mllr": 2.5})
     by_name = {line.control: line for line in lines_of(found)}
