@@ -49,7 +49,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens, and tells the real port for port 0. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        # Connections inherit it. asyncio sets it only on sockets that say they are TCP, which this one does not: an answer's body
+        # would wait 40 ms for the client's word that its headers have come.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
         expected = "a host and a free port of this machine"
         raise ConfigError("cannot listen", where=f"--host {host} --port {port}", expected=expected, found=str(error)) from error
