@@ -40,6 +40,7 @@ MODES = ("off", "on", "cascade")
 READY_SECONDS = 120.0
 WORDS = 14  # of a text that is not said to have another length, and a number behind them
 OTHER_WORDS = (7, 56)
+LEAST_WORDS = 5  # of a row that texts are made of: languages without spaces have one
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _resident_mib(pid: int) -> float:
 def texts(words: int = WORDS) -> Iterator[str]:
     """Texts of so many words without end, no two alike."""
     rows = [prompt_text(example.prompt).split() for example in load_sources([Source(path="starter-hard")], "guard").examples]
-    cut = [" ".join(list(itertools.islice(itertools.cycle(row), words))) for row in rows]
+    cut = [" ".join(itertools.islice(itertools.cycle(row), words)) for row in rows if len(row) >= LEAST_WORDS]
     for number in itertools.count(1):
         yield f"{cut[number % len(cut)]} ({number})"
 
