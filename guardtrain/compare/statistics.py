@@ -80,17 +80,17 @@ def is_equal(score: Estimate, reference: Estimate) -> bool | None:
 
 
 def next_factor(tried: list[tuple[float, float]], target: float) -> float:
-    """The rate factor to try next for an update norm of `target`, by the secant through the two nearest tries, in logarithms.
+    """The rate factor to try next to reach `target`, by the secant through the two nearest tries, in logarithms.
 
-    tried: (factor, norm), at least one, all above 0. With one, or where a secant says nothing, the norm is taken to be
-    proportional to the rate.
+    tried: (factor, what it reached: an update norm, or a loss that was learnt), at least one, all above 0. With one, or where a
+    secant says nothing, what is reached is taken to be proportional to the rate.
     """
     nearest = sorted(tried, key=lambda each: abs(math.log(each[1] / target)))[:2]
-    (factor, norm), slope = nearest[0], 1.0
+    (factor, reached), slope = nearest[0], 1.0
     if len(nearest) == 2 and nearest[1][0] != factor:
-        found = math.log(nearest[1][1] / norm) / math.log(nearest[1][0] / factor)
+        found = math.log(nearest[1][1] / reached) / math.log(nearest[1][0] / factor)
         slope = found if 0.2 <= found <= 5 else 1.0
-    return factor * math.pow(target / norm, 1 / slope)
+    return factor * math.pow(target / reached, 1 / slope)
 
 
 def _half_width(means: np.ndarray) -> float:

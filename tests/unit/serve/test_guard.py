@@ -64,8 +64,9 @@ def test_it_can_be_begun_before_it_is_needed(loaded: LoadedGuard) -> None:
         guard.close()
 
 
-def test_why_it_could_not_start_is_said_each_time(tmp_path: Path) -> None:
-    guard = Guard.load(tmp_path / "nothing-here")
+@pytest.mark.parametrize("backend", ["transformers", "process"])
+def test_why_it_could_not_start_is_said_each_time(tmp_path: Path, backend: str) -> None:
+    guard = Guard.load(tmp_path / "nothing-here", backend=backend)
     for _ in range(2):
         with pytest.raises(GuardtrainError, match="nothing-here"):
             guard.check(TEXTS[0])
