@@ -3,10 +3,10 @@
     python benchmarks/serving.py --model RUN --out benchmarks/results/serving.json
     python benchmarks/serving.py --model RUN --out /tmp/rehearsal.json --tiny
 
-The real server in processes of its own, an asynchronous HTTP client over keep-alive connections, every prompt a text of its own,
-so that neither memory nor sharing helps. "Unbatched" is the same server with `--max-batch 1`. Of the ten thousand, every answer
-must be there, with a verdict, under an id that no other has; a sample is asked once more, of a guard that has one text at a time,
-and must score the same.
+The real server in processes of its own, an asynchronous HTTP client over keep-alive connections, every prompt a text of its
+own, so that neither memory nor sharing helps. "Unbatched" is the same server with `--max-batch 1`; they take turns, as machines
+are not equally fast all the time. Of the ten thousand, every answer must be there, with a verdict, under an id that no other
+has; a sample is asked once more, of a guard that has one text at a time, and must score the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,14 @@ LEAST_WORDS = 5  # of a row that texts are made of: languages without spaces hav
 
 @dataclass(frozen=True)
 class Size:
-    """How much is asked. seconds: of each throughput measurement, at least."""
+    """How much is asked. rounds: turns of the batched and of the unbatched server, which have so many requests each."""
 
     clients: int = 32
     starts: int = 3
+    rounds: int = 3
     lone: dict[str, int] = field(default_factory=lambda: {"off": 200, "on": 20, "cascade": 60})
-    batched: dict[str, int] = field(default_factory=lambda: {"off": 960, "on": 256, "cascade": 640})
-    unbatched: dict[str, int] = field(default_factory=lambda: {"off": 320, "on": 64, "cascade": 192})
+    batched: dict[str, int] = field(default_factory=lambda: {"off": 320, "on": 96, "cascade": 224})
+    unbatched: dict[str, int] = field(default_factory=lambda: {"off": 128, "on": 32, "cascade": 80})
     many: int = 10_000
     again: int = 200
 
@@ -59,6 +60,7 @@ class Size:
 TINY = Size(
     clients=8,
     starts=1,
+    rounds=1,
     lone=dict.fromkeys(MODES, 4),
     batched=dict.fromkeys(MODES, 24),
     unbatched=dict.fromkeys(MODES, 16),
@@ -119,8 +121,11 @@ def _until_ready(url: str) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task")
-    return [int(child) for task in path.iterdir() for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread may end meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _resident_mib(pid: int) -> float:
@@ -169,20 +174,51 @@ def milliseconds(answers: Sequence[Answer]) -> dict[str, float]:
     return {f"p{percent}": round(values[min(len(values) - 1, len(values) * percent // 100)], 1) for percent in (50, 95, 99)}
 
 
-def loaded(server: Server, prompts: Iterator[str], mode: str, number: int, clients: int) -> dict[str, Any]:
-    """Figures of one load, behind a short one that warms up."""
+Load = tuple[float, list[Answer]]
+
+
+def warm(server: Server, prompts: Iterator[str], mode: str, clients: int) -> None:
+    """Two requests of each client, which count for nothing."""
     asyncio.run(load(server.url, list(itertools.islice(prompts, 2 * clients)), mode, clients))
-    seconds, answers = asyncio.run(load(server.url, list(itertools.islice(prompts, number)), mode, clients))
-    statuses = {str(status): count for status, count in Counter(answer.status for answer in answers).items()}
+
+
+def loaded(server: Server, prompts: Iterator[str], mode: str, number: int, clients: int) -> Load:
+    """Seconds and answers of so many requests."""
+    return asyncio.run(load(server.url, list(itertools.islice(prompts, number)), mode, clients))
+
+
+def figures(loads: Sequence[Load], mode: str, clients: int) -> dict[str, Any]:
+    """Of one or more loads of one server, together."""
+    answers = [answer for _, each in loads for answer in each]
     escalated = [bool(answer.ours["escalated"]) for answer in answers if answer.ours]
     return {
-        "requests": number,
+        "requests": len(answers),
         "clients": clients,
-        "statuses": statuses,
-        "requests_per_second": round(number / seconds, 2),
+        "statuses": {str(status): count for status, count in Counter(answer.status for answer in answers).items()},
+        "requests_per_second": round(len(answers) / sum(seconds for seconds, _ in loads), 2),
+        "requests_per_second_by_round": [round(len(each) / seconds, 2) for seconds, each in loads],
         "latency_ms": milliseconds(answers),
         **({"escalated": round(statistics.mean(escalated), 3)} if mode == "cascade" else {}),
     }
+
+
+def alone(server: Server, prompts: Iterator[str], mode: str, number: int) -> dict[str, Any]:
+    """Figures of one client that waits for each answer."""
+    warm(server, prompts, mode, 1)
+    return figures([loaded(server, prompts, mode, number, 1)], mode, 1)
+
+
+def in_turns(batched: Server, unbatched: Server, prompts: Iterator[str], mode: str, size: Size) -> dict[str, Any]:
+    """Figures of both under many clients, and how many times the requests a second of one after the other."""
+    servers = {"batched": (batched, size.batched[mode]), "unbatched": (unbatched, size.unbatched[mode])}
+    loads: dict[str, list[Load]] = {name: [] for name in servers}
+    for server, _ in servers.values():
+        warm(server, prompts, mode, size.clients)
+    for _, (name, (server, number)) in itertools.product(range(size.rounds), servers.items()):
+        loads[name].append(loaded(server, prompts, mode, number, size.clients))
+    found = {name: figures(each, mode, size.clients) for name, each in loads.items()}
+    rate = "requests_per_second"
+    return {**found, "speedup": round(found["batched"][rate] / found["unbatched"][rate], 2)}
 
 
 def many(server: Server, prompts: Iterator[str], size: Size) -> dict[str, Any]:
@@ -221,46 +257,37 @@ def compared(scores: dict[str, float], model: str) -> dict[str, Any]:
     return {"texts": len(scores), "distinct_scores": len(set(scores.values())), "largest_difference": max(differences)}
 
 
-def speedups(batched: dict[str, Any], unbatched: dict[str, Any]) -> dict[str, float]:
-    """How many times the requests a second of one after the other."""
-    rate = "requests_per_second"
-    return {mode: round(batched[mode][rate] / unbatched[mode][rate], 2) for mode in MODES}
-
-
 def main() -> None:
-    """Start servers, load them, write."""
+    """Start servers, load them, write what was found as soon as it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true", help="A rehearsal: a few requests of each.")
     args = parser.parse_args()
     size, prompts = TINY if args.tiny else Size(), texts()
-    ready = []
-    for _ in range(size.starts - 1):
-        with served(args.model) as server:
-            ready.append(round(server.ready_seconds, 2))
-    with served(args.model) as server:
-        ready.append(round(server.ready_seconds, 2))
-        lone = {mode: loaded(server, prompts, mode, size.lone[mode], 1) for mode in MODES}
-        by_words = {words: loaded(server, texts(words), "off", size.lone["off"], 1)["latency_ms"] for words in OTHER_WORDS}
-        batched = {mode: loaded(server, prompts, mode, size.batched[mode], size.clients) for mode in MODES}
-        of_many = many(server, prompts, size)
-    with served(args.model, "--max-batch", "1") as server:
-        unbatched = {mode: loaded(server, prompts, mode, size.unbatched[mode], size.clients) for mode in MODES}
-    results = {
+    results: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/serving.py", "--model", Path(args.model).name, *["--tiny"] * args.tiny]),
         "environment": {**describe_environment(), "cpu_count": os.cpu_count(), "load_before": os.getloadavg()[0]},
-        "ready_seconds": ready,
-        "lone_client": lone,
-        "lone_client_off_by_words": by_words,
-        "batched": batched,
-        "unbatched": unbatched,
-        "speedup": speedups(batched, unbatched),
-        "many": of_many,
     }
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
-    shown = ("ready_seconds", "lone_client", "lone_client_off_by_words", "speedup")
-    print(json.dumps({key: results[key] for key in shown}, indent=1))
+
+    def keep(name: str, found: Any) -> None:
+        results[name] = found
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(json.dumps({name: found}), flush=True)
+
+    ready = []
+    for _ in range(size.starts):
+        with served(args.model) as server:
+            ready.append(round(server.ready_seconds, 2))
+    keep("ready_seconds", ready)
+    with served(args.model) as server:
+        keep("lone_client", {mode: alone(server, prompts, mode, size.lone[mode]) for mode in MODES})
+        by_words = {words: alone(server, texts(words), "off", size.lone["off"])["latency_ms"] for words in OTHER_WORDS}
+        keep("lone_client_off_by_words", by_words)
+        with served(args.model, "--max-batch", "1") as unbatched:
+            for mode in MODES:
+                keep(f"under_load_{mode}", in_turns(server, unbatched, prompts, mode, size))
+        keep("many", many(server, prompts, size))
 
 
 if __name__ == "__main__":

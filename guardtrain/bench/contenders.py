@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
+from guardtrain.allocator import keep_freed_memory
 from guardtrain.bench.work import IGNORED, Work
 from guardtrain.config import Recipe
 from guardtrain.data.collate import Collator
@@ -25,7 +26,6 @@ from guardtrain.model.adapters import prepare_for_training
 from guardtrain.model.attention import attention_windows, choose_backend
 from guardtrain.model.load import load_model
 from guardtrain.model.loss import loss_kernel
-from guardtrain.train.memory import keep_freed_memory
 from guardtrain.train.trainer import PackTrainer
 
 WHOLE_EPOCH = 1_000_000  # micro-batches of a step: more than any epoch has, so the Trainer steps at its end

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from guardtrain.allocator import keep_freed_memory
 from guardtrain.config import Recipe
 from guardtrain.plan.activations import has_adapter, head_trains
 from guardtrain.plan.geometry import Geometry, read_geometry
@@ -25,7 +26,6 @@ from guardtrain.plan.hardware import Device
 from guardtrain.plan.setup import Compute, Setup, block_tokens, setup_of
 from guardtrain.plan.step_time import ATTENTION_PRODUCTS, LINK_EFFICIENCY, OPERATORS
 from guardtrain.plan.workload import workload_of
-from guardtrain.train.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _grown(old: torch.Tensor, rows: int, room: int) -> torch.Tensor:
     return new
 
 
-def _attend(
+def attend(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -212,5 +212,5 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
     return
 
 
-AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, _no_mask)

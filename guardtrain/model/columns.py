@@ -20,15 +20,14 @@ class SlicedLinear(torch.nn.Module):
 
     def __init__(self, layer: torch.nn.Linear, slices: int) -> None:
         super().__init__()
-        weight = layer.weight.detach().view(slices, -1, layer.in_features).transpose(1, 2).contiguous()
-        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.weight = torch.nn.Parameter(sliced(layer.weight, slices), requires_grad=False)
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (…, inputs); returns (…, outputs)."""
-        slices, inputs, _ = self.weight.shape
+        slices, inputs, outputs = self.weight.shape
         rows = x.reshape(1, -1, inputs).expand(slices, -1, -1)
-        y = torch.bmm(rows, self.weight).transpose(0, 1).reshape(*x.shape[:-1], -1)
+        y = torch.bmm(rows, self.weight).transpose(0, 1).reshape(*x.shape[:-1], slices * outputs)
         return y if self.bias is None else y + self.bias
 
 
@@ -51,7 +50,17 @@ def hold_by_columns(model: Any) -> None:
             if slices > 1:
                 setattr(parent, name, SlicedLinear(layer, slices))
             else:
-                weight.data = weight.data.t().contiguous().t()
+                lie_by_columns(layer)
+
+
+def lie_by_columns(layer: torch.nn.Linear) -> None:
+    """Lay a weight out by columns; where it is another layer's too, that one keeps sharing it."""
+    layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+def sliced(weight: torch.Tensor, slices: int) -> torch.Tensor:
+    """A weight (outputs, inputs) as (slices, inputs, outputs of a slice)."""
+    return weight.detach().view(slices, -1, weight.shape[1]).transpose(1, 2).contiguous()
 
 
 def num_slices(columns: int, threads: int) -> int:

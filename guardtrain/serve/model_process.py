@@ -13,6 +13,7 @@ import threading
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
+from guardtrain.allocator import keep_freed_memory
 from guardtrain.errors import GuardtrainError
 from guardtrain.serve.engine import Inbox, run
 from guardtrain.serve.loading import ModelArguments, load_engine
@@ -32,6 +33,7 @@ def main() -> None:
         return
     except EOFError:  # the server is gone already
         return
+    keep_freed_memory()
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     connection.send_bytes(pack({"loaded": facts.to_json()}))

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from transformers import set_seed
 
+from guardtrain.allocator import keep_freed_memory
 from guardtrain.config import Recipe
 from guardtrain.data.template import GuardTemplate
 from guardtrain.distributed.checkpoint import checkpoints
@@ -31,7 +32,7 @@ from guardtrain.train.defences import summary_of
 from guardtrain.train.finish import Outcome, finish, held_out_loss, release
 from guardtrain.train.folder import RunFolder
 from guardtrain.train.job import Job, build_job
-from guardtrain.train.memory import advice, is_out_of_memory, keep_freed_memory
+from guardtrain.train.memory import advice, is_out_of_memory
 from guardtrain.train.reference import HoldNearReference
 from guardtrain.train.rows import watch_slice
 from guardtrain.train.save import save_model, write_beside

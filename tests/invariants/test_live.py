@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import POLICY, WINDOWED, build_windowed, user
 
 from guardtrain.data.template import GuardTemplate, VerdictIds
+from guardtrain.inference.lean import make_lean
 from guardtrain.inference.live import LiveScorer
 from guardtrain.inference.rows import ATTENTION, RowDecoder
 from guardtrain.inference.scored import Question, Scored
@@ -30,12 +31,12 @@ OFF, ON, BOTH = Question(frozenset({Mode.OFF})), Question(frozenset({Mode.ON})),
 MAX_REASON_TOKENS = 8
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "lean llama", "lean qwen3"])
 def scorers(request: pytest.FixtureRequest, smol_tokenizer: Any) -> tuple[LiveScorer, dict[str, Scored]]:
     """A live scorer and what the other one says of each text; reasons end after different numbers of tokens."""
     from tiny_models import build_tiny
 
-    model = build_tiny(request.param, vocab_size=len(smol_tokenizer), tied=False)
+    model = build_tiny(request.param.split()[-1], vocab_size=len(smol_tokenizer), tied=False)
     template = GuardTemplate(smol_tokenizer, POLICY)
     scorer = Scorer(model, smol_tokenizer, template, max_reason_tokens=MAX_REASON_TOKENS)
     prompts = [user(text) for text in TEXTS]
@@ -48,6 +49,8 @@ def scorers(request: pytest.FixtureRequest, smol_tokenizer: Any) -> tuple[LiveSc
     scored = {TEXTS[index]: each for index, each in scorer.score(prompts, list(Mode))}
     assert len({each.reason for each in scored.values()}) > 2
     assert {each.truncated for each in scored.values()} == {True, False}
+    if "lean" in request.param:
+        assert make_lean(model)
     return LiveScorer(model, smol_tokenizer, template, max_reason_tokens=MAX_REASON_TOKENS), scored
 
 
@@ -145,13 +148,15 @@ def test_a_near_tie_is_broken_by_the_branch_alone(
     assert reasons[2] == reasons[0]
 
 
-@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize("kind", [*WINDOWED, "lean qwen2"])
 def test_rows_longer_than_a_sliding_window(kind: str) -> None:
     """Rows of different lengths, several tokens at a time, against a plain forward of each; one is closed in between."""
     from guardtrain.inference.decoder import TreeDecoder
 
-    model = build_windowed(kind, vocab_size=100, window=6)
+    model, peer = (build_windowed(kind.split()[-1], vocab_size=100, window=6) for _ in range(2))
     model.set_attn_implementation(ATTENTION)
+    if "lean" in kind:
+        assert make_lean(model)
     policy = [3, 4, 5, 6]
     rows = {10: [10, 11, 12, 13, 14, 15, 16, 17], 20: [20], 30: [30, 31]}
     reader = TreeDecoder(model, policy)
@@ -164,10 +169,8 @@ def test_rows_longer_than_a_sliding_window(kind: str) -> None:
         following = {name: [40 + step] * (1 + (name // 10 + step) % 3) for name in sorted(rows, key=lambda name: -name)}
         rows = {name: rows[name] + ids for name, ids in following.items()}
         found_RV = decoder.extend(following)
-        model.set_attn_implementation("sdpa")
         with torch.inference_mode():
-            plain = [model(input_ids=torch.tensor([policy + ids]), use_cache=False).logits[0, -1] for ids in rows.values()]
-        model.set_attn_implementation(ATTENTION)
+            plain = [peer(input_ids=torch.tensor([policy + ids]), use_cache=False).logits[0, -1] for ids in rows.values()]
         torch.testing.assert_close(found_RV, torch.stack(plain), rtol=1e-4, atol=1e-4)
         if step == 1:
             decoder.drop(10)

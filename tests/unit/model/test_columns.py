@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,14 +14,6 @@ from guardtrain.model.columns import SlicedLinear, hold_by_columns, num_slices
 MakeTiny = Callable[..., Any]
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="not of use without MKL")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def lies_by_columns(weight: torch.Tensor) -> bool:
