@@ -1,11 +1,11 @@
 """The forward of Llama, Qwen2 and Qwen3 on a processor, without what serving does not need.
 
 transformers' own spends half the time of a short prompt beside its products: in small operations, their dispatch, and Python.
-Here products that read the same rows are one, laid out as in `columns`; queries and keys are rotated together; prompts that are
-read together do not attend past each other; the last layer goes on with the tokens alone whose logits are asked for. Results
-differ in their last bits. SmolLM2-135M reads a prompt of 35 tokens in 99 ms instead of 145 (2026-11, two cores, fastest of 30).
+Here products that read the same rows are one, of packed weights; queries and keys are rotated together; prompts that are read
+together do not attend past each other; the last layer goes on with the tokens alone whose logits are asked for. Results differ
+in their last bits. SmolLM2-135M reads a prompt of 35 tokens in 86 ms instead of 145 (2026-11, two cores, fastest of 30).
 
-Shape suffixes: T tokens, E numbers of a token, S slices, F numbers of a slice within the MLP, H heads, D numbers of a head.
+Shape suffixes: T tokens, E numbers of a token, F numbers of a token within the MLP, H heads, D numbers of a head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from guardtrain.inference.rows import attend
-from guardtrain.model.columns import SlicedLinear, lie_by_columns, num_slices, sliced
+from guardtrain.model.packed import PackedLinear, can_pack, is_float32
 
 PART_TOKENS = 128  # as in attention.sdpa
 KINDS = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -33,22 +33,25 @@ def make_lean(model: Any) -> bool:
     """
     if not is_covered(model):
         return False
-    decoder, threads = model.model, torch.get_num_threads()
-    for index, layer in enumerate(decoder.layers):
-        decoder.layers[index] = LeanLayer(layer, threads)
-        del layer
-    lie_by_columns(model.lm_head)
+    layers = model.model.layers
+    for index in range(len(layers)):
+        layers[index] = LeanLayer(layers[index])
     model.forward = _Forward(model)
     return True
 
 
 def is_covered(model: Any) -> bool:
     """Whether it is one of the KINDS as it is published: plain float32 layers on a processor, SwiGLU without biases."""
-    if type(model) not in KINDS or model.config.hidden_act != "silu" or getattr(model.config, "mlp_bias", False):
+    if (
+        not can_pack()
+        or type(model) not in KINDS
+        or model.config.hidden_act != "silu"
+        or getattr(model.config, "mlp_bias", False)
+    ):
         return False
     holders = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
     are_plain = all(type(each) in {torch.nn.Linear, torch.nn.Embedding} or type(each).__name__ in NORMS for each in holders)
-    return are_plain and all(weight.device.type == "cpu" and weight.dtype is torch.float32 for weight in model.parameters())
+    return are_plain and all(map(is_float32, holders))
 
 
 class LeanLayer(torch.nn.Module):
@@ -56,25 +59,20 @@ class LeanLayer(torch.nn.Module):
 
     is_causal = True  # what attention asks of a module
 
-    def __init__(self, layer: Any, threads: int) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self.layer_idx, self.scaling = attention.layer_idx, attention.scaling
+        readers = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.layer_idx, self.scaling, self.size = attention.layer_idx, attention.scaling, attention.head_dim
         self.window = getattr(attention, "sliding_window", None)
         self.kind = getattr(attention, "layer_type", None)
-        self.size = attention.head_dim
-        self.heads = [each.out_features // self.size for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        self.heads = [each.out_features // self.size for each in readers]
         self.num_key_value_groups = self.heads[0] // self.heads[1]
-        self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj], threads)
-        self.out = SlicedLinear(attention.o_proj, num_slices(attention.o_proj.out_features, threads))
         self.norms = torch.nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
         self.head_norm = _of_heads(attention, self.heads) if hasattr(attention, "q_norm") else None
         self.head_epsilon = attention.q_norm.variance_epsilon if hasattr(attention, "q_norm") else 0.0
-        self.slices = num_slices(mlp.gate_proj.out_features, threads)
-        gate_up = [sliced(each.weight, self.slices) for each in (mlp.gate_proj, mlp.up_proj)]
-        self.gate_up = torch.nn.Parameter(torch.cat(gate_up), requires_grad=False)
-        down_SFE = mlp.down_proj.weight.detach().t().contiguous().view(self.slices, -1, mlp.down_proj.out_features)
-        self.down = torch.nn.Parameter(down_SFE, requires_grad=False)
+        self.qkv, self.out = PackedLinear(*readers), PackedLinear(attention.o_proj)
+        self.gate_up, self.down = PackedLinear(mlp.gate_proj, mlp.up_proj), PackedLinear(mlp.down_proj)
 
     def forward(self, x_TE: torch.Tensor, call: _Call, keep: torch.Tensor | None) -> torch.Tensor:
         """Returns (T, E), of the tokens `keep` alone where it is given."""
@@ -82,10 +80,8 @@ class LeanLayer(torch.nn.Module):
         if keep is not None:
             x_TE, y_TE = x_TE[keep], y_TE[keep]
         x_TE = x_TE + self.out(y_TE)
-        rows = _normed(x_TE, self.norms[1]).expand(2 * self.slices, -1, -1)
-        inner = torch.bmm(rows, self.gate_up)
-        inner_STF = F.silu(inner[: self.slices], inplace=True).mul_(inner[self.slices :])
-        return x_TE.add_(torch.bmm(inner_STF, self.down).sum(0))
+        gate_TF, up_TF = self.gate_up(_normed(x_TE, self.norms[1])).chunk(2, dim=-1)
+        return x_TE.add_(self.down(F.silu(gate_TF).mul_(up_TF)))
 
     def _attended(self, x_TE: torch.Tensor, call: _Call) -> torch.Tensor:
         queries, keys, _ = self.heads
@@ -159,16 +155,6 @@ class _Forward:
 
 def _normed(x_TE: torch.Tensor, norm: Any) -> torch.Tensor:
     return F.rms_norm(x_TE, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def _joined(layers: list[torch.nn.Linear], threads: int) -> SlicedLinear:
-    """Layers that read the same rows as one."""
-    weight = torch.cat([layer.weight.detach() for layer in layers])
-    joined = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=layers[0].bias is not None, device="meta")
-    joined.weight = torch.nn.Parameter(weight, requires_grad=False)
-    if joined.bias is not None:
-        joined.bias = torch.nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), requires_grad=False)
-    return SlicedLinear(joined, num_slices(joined.out_features, threads))
 
 
 def _of_heads(attention: Any, heads: list[int]) -> torch.nn.Parameter:

@@ -27,13 +27,13 @@ def load_engine(arguments: ModelArguments) -> tuple[Engine, GuardFacts]:
     from guardtrain.inference.guards import load_guard
     from guardtrain.inference.lean import make_lean
     from guardtrain.inference.live import LiveScorer
-    from guardtrain.model.columns import hold_by_columns
+    from guardtrain.model.packed import pack_linear_layers
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     guard = load_guard(arguments.model, policy=arguments.policy, device=arguments.device)
     if not make_lean(guard.model):
-        hold_by_columns(guard.model)
+        pack_linear_layers(guard.model)
     settings, template = guard.settings, guard.template
     live = LiveScorer(guard.model, guard.tokenizer, template, max_reason_tokens=settings.max_reason_tokens)
     engine = Engine(
