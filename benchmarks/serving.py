@@ -120,6 +120,12 @@ def _until_ready(url: str) -> None:
     raise RuntimeError("the server is not ready")
 
 
+def stolen() -> tuple[int, int]:
+    """Ticks that the host gave to others while this machine wanted them, and all ticks."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -265,6 +271,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="A rehearsal: a few requests of each.")
     args = parser.parse_args()
     size, prompts = TINY if args.tiny else Size(), texts()
+    before = stolen()
     results: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/serving.py", "--model", Path(args.model).name, *["--tiny"] * args.tiny]),
         "environment": {**describe_environment(), "cpu_count": os.cpu_count(), "load_before": os.getloadavg()[0]},
@@ -288,6 +295,7 @@ def main() -> None:
             for mode in MODES:
                 keep(f"under_load_{mode}", in_turns(server, unbatched, prompts, mode, size))
         keep("many", many(server, prompts, size))
+    keep("stolen_share_of_cpu", round((stolen()[0] - before[0]) / (stolen()[1] - before[1]), 3))
 
 
 if __name__ == "__main__":
