@@ -45,14 +45,18 @@ LEAST_WORDS = 5  # of a row that texts are made of: languages without spaces hav
 
 @dataclass(frozen=True)
 class Size:
-    """How much is asked. rounds: turns of the batched and of the unbatched server, which have so many requests each."""
+    """How much is asked.
+
+    rounds: turns of both servers, each of so many requests; the unbatched
+    server has the first of the same texts.
+    """
 
     clients: int = 32
     starts: int = 3
     rounds: int = 3
     lone: dict[str, int] = field(default_factory=lambda: {"off": 200, "on": 20, "cascade": 60})
-    batched: dict[str, int] = field(default_factory=lambda: {"off": 320, "on": 96, "cascade": 224})
-    unbatched: dict[str, int] = field(default_factory=lambda: {"off": 128, "on": 32, "cascade": 80})
+    batched: dict[str, int] = field(default_factory=lambda: {"off": 320, "on": 96, "cascade": 160})
+    unbatched: dict[str, int] = field(default_factory=lambda: {"off": 128, "on": 32, "cascade": 160})
     many: int = 10_000
     again: int = 200
 
@@ -220,8 +224,10 @@ def in_turns(batched: Server, unbatched: Server, prompts: Iterator[str], mode: s
     loads: dict[str, list[Load]] = {name: [] for name in servers}
     for server, _ in servers.values():
         warm(server, prompts, mode, size.clients)
-    for _, (name, (server, number)) in itertools.product(range(size.rounds), servers.items()):
-        loads[name].append(loaded(server, prompts, mode, number, size.clients))
+    for _ in range(size.rounds):
+        chosen = list(itertools.islice(prompts, size.batched[mode]))
+        for name, (server, number) in servers.items():
+            loads[name].append(loaded(server, iter(chosen), mode, number, size.clients))
     found = {name: figures(each, mode, size.clients) for name, each in loads.items()}
     rate = "requests_per_second"
     return {**found, "speedup": round(found["batched"][rate] / found["unbatched"][rate], 2)}

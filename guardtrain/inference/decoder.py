@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from guardtrain.inference.inputs import Inputs
 from guardtrain.model.attention import attention_windows
 
 _SHARED = -1
@@ -60,7 +61,7 @@ class TreeDecoder:
         owners, positions = [self._owner_K], [self._position_K]
         for block in _blocks(prompts):
             self._rewind()
-            self._extend(block, last=[])
+            self._run(self._new(block, last=[]))
             parts.append(self._layers(self._policy_length))
             owners.append(self._owner_K[self._policy_length :])
             positions.append(self._position_K[self._policy_length :])
@@ -104,14 +105,18 @@ class TreeDecoder:
         it goes on from.
         keep: False to look only: the branches are afterwards as before. heads: only the logits of these; all if absent.
         """
-        ends = zip(tokens, accumulate(len(ids) for ids in tokens.values()), strict=True)
         cached = len(self._owner_K)
-        logits_BV = self._extend(tokens, last=[end - 1 for branch, end in ends if heads is None or branch in heads])
+        logits_BV = self._run(self.inputs(tokens, heads=heads))
         if not keep:
             self._crop(cached)
             for branch, ids in tokens.items():
                 del self._ids[branch][len(self._ids[branch]) - len(ids) :]
         return logits_BV
+
+    def inputs(self, tokens: dict[int, list[int]], *, heads: Collection[int] | None = None) -> Inputs:
+        """As `extend`, up to the forward, which is the caller's and must be the next one."""
+        ends = zip(tokens, accumulate(len(ids) for ids in tokens.values()), strict=True)
+        return self._new(tokens, last=[end - 1 for branch, end in ends if heads is None or branch in heads])
 
     def alone(self, branch: int, ahead: Sequence[int] = ()) -> torch.Tensor:
         """The logits behind a branch and `ahead`, computed anew from the policy and these tokens: float32, shape (V,).
@@ -128,7 +133,7 @@ class TreeDecoder:
         self._cache, self._owner_K, self._position_K = held
         return logits_BV[0]
 
-    def _extend(self, tokens: dict[int, list[int]], last: list[int]) -> torch.Tensor:
+    def _new(self, tokens: dict[int, list[int]], last: list[int]) -> Inputs:
         ids: list[int] = []
         owners: list[int] = []
         positions: list[int] = []
@@ -137,7 +142,7 @@ class TreeDecoder:
             owners += [branch] * len(new_ids)
             positions += self._positions(len(self._path(branch)), len(new_ids))
             self._ids[branch] += new_ids
-        return self._forward(ids, owners, positions, last)
+        return self._inputs(ids, owners, positions, last)
 
     def _path(self, branch: int) -> list[int]:
         """All tokens of a branch behind the policy."""
@@ -165,25 +170,24 @@ class TreeDecoder:
         self._cache.crop(length - len(self._owner_K))  # negative: how many tokens to remove
         self._owner_K, self._position_K = self._owner_K[:length], self._position_K[:length]
 
-    @torch.no_grad()  # not inference_mode: under ZeRO-3 weights gathered in it could not be trained with afterwards
     def _forward(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> torch.Tensor:
         """Run the model over new tokens; the logits at those of index `last`, float32, shape (len(last), V)."""
+        return self._run(self._inputs(ids, owners, positions, last))
+
+    @torch.no_grad()  # not inference_mode: under ZeRO-3 weights gathered in it could not be trained with afterwards
+    def _run(self, inputs: Inputs) -> torch.Tensor:
+        return inputs.run(self.model)
+
+    def _inputs(self, ids: list[int], owners: list[int], positions: list[int], last: list[int]) -> Inputs:
         owner_Q, position_Q = self._indices(owners), self._indices(positions)
         num_cached = len(self._owner_K)
         self._owner_K = torch.cat([self._owner_K, owner_Q])
         self._position_K = torch.cat([self._position_K, position_Q])
         index_K = torch.arange(len(self._owner_K), device=self.device)
         is_past_QK = index_K[None, :] <= num_cached + torch.arange(len(ids), device=self.device)[:, None]
-        output = self.model(
-            input_ids=self._indices(ids)[None],
-            position_ids=position_Q[None],
-            attention_mask=self._masks(is_past_QK & self._is_visible(owners, owner_Q), position_Q),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=self._indices(last),
-        )
-        logits_BV: torch.Tensor = output.logits[0].float()
-        return logits_BV
+        mask = self._masks(is_past_QK & self._is_visible(owners, owner_Q), position_Q)
+        attention = {"attention_mask": mask, "past_key_values": self._cache, "use_cache": True}
+        return Inputs(self._indices(ids), position_Q, self._indices(last), attention)
 
     def _is_visible(self, owners: list[int], owner_Q: torch.Tensor) -> torch.Tensor:
         """Which cached tokens are the policy's, a branch's own, or its parent's; bool, shape (Q, K)."""

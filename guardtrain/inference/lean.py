@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from guardtrain.inference.rows import attend
 from guardtrain.model.packed import PackedLinear, can_pack, is_float32
 
 PART_TOKENS = 128  # as in attention.sdpa
-KINDS = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+# By name: to import a model that is not served costs a start a tenth of a second.
+KINDS = {f"transformers.models.{kind.lower()}.modeling_{kind.lower()}.{kind}ForCausalLM" for kind in ("Llama", "Qwen2", "Qwen3")}
 NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 
 
@@ -40,11 +40,16 @@ def make_lean(model: Any) -> bool:
     return True
 
 
+def is_lean(model: Any) -> bool:
+    """Whether `make_lean` has made it so: prompts are then read and reasons written on in one forward."""
+    return isinstance(model.forward, _Forward)
+
+
 def is_covered(model: Any) -> bool:
     """Whether it is one of the KINDS as it is published: plain float32 layers on a processor, SwiGLU without biases."""
     if (
         not can_pack()
-        or type(model) not in KINDS
+        or f"{type(model).__module__}.{type(model).__name__}" not in KINDS
         or model.config.hidden_act != "silu"
         or getattr(model.config, "mlp_bias", False)
     ):
@@ -91,27 +96,34 @@ class LeanLayer(torch.nn.Module):
             turned_THD = F.rms_norm(turned_THD, (self.size,), eps=self.head_epsilon) * self.head_norm
         turned_THD = call.turned(turned_THD)
         query, key, value = (each.transpose(0, 1)[None] for each in (turned_THD[:, :queries], turned_THD[:, queries:], value_THD))
-        if call.cache is not None:
-            key, value = call.cache.update(key, value, self.layer_idx)
-        options = {"scaling": self.scaling, "layout": call.layout, "sliding_window": self.window}
-        outputs = [
-            attend(self, query[:, :, part], key[:, :, seen], value[:, :, seen], mask, **options)[0]
-            for part, seen, mask in call.parts(self.kind)
-        ]
+        outputs = []
+        read = call.num_read
+        options: dict[str, Any] = {"scaling": self.scaling, "sliding_window": self.window}
+        if read:
+            all_keys, all_values = call.cache.update(key[:, :, :read], value[:, :, :read], self.layer_idx)
+            for part, seen, mask in call.parts(self.kind):
+                outputs.append(attend(self, query[:, :, part], all_keys[:, :, seen], all_values[:, :, seen], mask, **options)[0])
+        if read < len(x_TE):
+            query, key, value = query[:, :, read:], key[:, :, read:], value[:, :, read:]
+            outputs.append(attend(self, query, key, value, None, layout=call.layout, **options)[0])
         return torch.cat(outputs, dim=1).reshape(len(x_TE), -1)
 
 
-Part = tuple[slice, Any, torch.Tensor | None]  # new tokens, the keys that they are shown, and which of them they see
+Part = tuple[slice, Any, torch.Tensor]  # new tokens, the keys that they are shown, and which of them they see
 
 
 class _Call:
-    """What all layers of one forward share. cos, sin: (T, 1, D)."""
+    """What all layers of one forward share.
+
+    cos, sin: (T, 1, D). The first num_read tokens are read behind the cache, under masks; the others stand in rows.
+    """
 
     def __init__(self, rotation: tuple[torch.Tensor, torch.Tensor], masks: Any, cache: Any, layout: Any) -> None:
         self.cos, self.sin = (each[0, :, None] for each in rotation)
         self.cache, self.layout = cache, layout
         by_kind = masks if isinstance(masks, dict) else {None: masks}
-        self._parts = {kind: parts_of(mask) for kind, mask in by_kind.items()}
+        self._parts = {kind: parts_of(mask) for kind, mask in by_kind.items() if mask is not None}
+        self.num_read = max((parts[-1][0].stop for parts in self._parts.values()), default=0)
 
     def parts(self, kind: str | None) -> list[Part]:
         """How a layer of this kind attends."""
@@ -143,10 +155,13 @@ class _Forward:
         use_cache: bool = False,
         layout: Any = None,
     ) -> CausalLMOutputWithPast:
-        """input_ids, position_ids: (1, T). logits_to_keep: indices of tokens. Returns logits of shape (1, tokens, V)."""
+        """input_ids, position_ids: (1, T). logits_to_keep: indices of tokens. Returns logits of shape (1, tokens, V).
+
+        Under a mask tokens are read behind past_key_values; with a layout too, the tokens behind those stand in its rows.
+        """
         decoder = self._model.model
         x_TE = decoder.embed_tokens(input_ids[0])
-        call = _Call(decoder.rotary_emb(x_TE, position_ids), attention_mask, past_key_values if use_cache else None, layout)
+        call = _Call(decoder.rotary_emb(x_TE, position_ids), attention_mask, past_key_values, layout)
         last = len(decoder.layers) - 1
         for index, layer in enumerate(decoder.layers):
             x_TE = layer(x_TE, call, logits_to_keep if index == last else None)
@@ -164,14 +179,12 @@ def _of_heads(attention: Any, heads: list[int]) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.cat(weights), requires_grad=False)
 
 
-def parts_of(mask: torch.Tensor | None) -> list[Part]:
+def parts_of(mask: torch.Tensor) -> list[Part]:
     """New tokens, cut where none behind sees one ahead into parts of PART_TOKENS or more: prompts that are read together.
 
     mask: bool, (1, 1, new tokens, cached and new ones), of what each new token sees: none that comes later. Each part is shown
     the cached tokens and itself. The masks returned are as torch adds them to scores: it would make them anew in each layer.
     """
-    if mask is None:
-        return [(slice(None), slice(None), None)]
     new = mask.shape[-2]
     cached = mask.shape[-1] - new
     first_T = mask[0, 0, :, cached:].int().argmax(-1)

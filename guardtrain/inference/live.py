@@ -7,7 +7,7 @@ verdict ride along with the others' tokens. Scores are those of `Scorer` but for
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 
 from guardtrain.data.template import GuardTemplate, VerdictIds
 from guardtrain.inference.decoder import TreeDecoder
+from guardtrain.inference.inputs import Inputs, run_both
+from guardtrain.inference.lean import is_lean
 from guardtrain.inference.reason import Reason
 from guardtrain.inference.rows import ATTENTION, RowDecoder
 from guardtrain.inference.scored import Question, Scored
@@ -39,6 +41,14 @@ class _Writing:
     is_closing: bool = False
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A part of a forward, and what is made of its logits."""
+
+    inputs: Inputs
+    finish: Callable[[torch.Tensor], Finished]
+
+
 class LiveScorer:
     """Scores prompts under names of the caller's, in float32 to within 1e-4 of what `Scorer` says.
 
@@ -55,6 +65,7 @@ class LiveScorer:
         self._rows = RowDecoder(model, self._reader.policy_layers)
         self._writing: dict[int, _Writing] = {}
         self._long: tuple[Asked, int] | None = None
+        self._is_lean = is_lean(model)
         self._tie = TIE if next(model.parameters()).dtype is torch.float32 else 0.0
 
     def __len__(self) -> int:
@@ -71,30 +82,51 @@ class LiveScorer:
         longest = max(self._rows.longest, *lengths) + self.max_reason_tokens
         return (len(self) + len(lengths)) * longest <= ROW_TOKENS or len(self) + len(lengths) == 1
 
-    @torch.inference_mode()
     def read(self, prompts: Sequence[Asked]) -> Finished:
         """Read prompts in one forward: (name, its tokens behind the policy, what is asked). Returns those that are done.
 
         Of a lone prompt of more than SLICE_TOKENS the beginning is read; `read_on` reads the rest.
         """
-        self._reader.start(len(prompts))
-        self._long = prompts[0], 0
-        return self.read_on() if len(prompts) == 1 else self._read(prompts, [ids for _, ids, _ in prompts])
+        return self._forward(self._begin(prompts), None)
 
-    @torch.inference_mode()
     def read_on(self) -> Finished:
         """Read the next part of a long prompt."""
+        return self._forward(self._go_on(), None)
+
+    def step(self) -> Finished:
+        """Write one more token of every reason that is being written. Returns those that are done."""
+        return self._forward(None, self._write())
+
+    def turn(self, prompts: Sequence[Asked]) -> Finished:
+        """Read these prompts, or the next part of a long one, and write one token of each reason; a lean model in one forward."""
+        reading = self._go_on() if self.is_reading else self._begin(prompts) if prompts else None
+        return self._forward(reading, self._write())
+
+    @torch.inference_mode()
+    def _forward(self, reading: _Part | None, writing: _Part | None) -> Finished:
+        if reading and writing and self._is_lean:
+            of_reading, of_writing = run_both(self._rows.model, reading.inputs, writing.inputs)
+            return reading.finish(of_reading) + writing.finish(of_writing)
+        return [each for part in (writing, reading) if part for each in part.finish(part.inputs.run(self._rows.model))]
+
+    @torch.inference_mode()
+    def _begin(self, prompts: Sequence[Asked]) -> _Part:
+        self._reader.start(len(prompts))
+        self._long = prompts[0], 0
+        return self._go_on() if len(prompts) == 1 else self._all(prompts, [ids for _, ids, _ in prompts])
+
+    @torch.inference_mode()
+    def _go_on(self) -> _Part:
         assert self._long is not None
         asked, start = self._long
         rest = asked[1][start:]
         if len(rest) > SLICE_TOKENS:
-            self._reader.extend({0: rest[:SLICE_TOKENS]}, heads=())
             self._long = asked, start + SLICE_TOKENS
-            return []
-        return self._read([asked], [rest])
+            return _Part(self._reader.inputs({0: rest[:SLICE_TOKENS]}, heads=()), lambda logits_BV: [])
+        return self._all([asked], [rest])
 
-    def _read(self, prompts: Sequence[Asked], unread: Sequence[list[int]]) -> Finished:
-        """Read what is unread of each prompt, and behind it what its question needs."""
+    def _all(self, prompts: Sequence[Asked], unread: Sequence[list[int]]) -> _Part:
+        """What is unread of each prompt, and behind it what its question needs."""
         self._long = None
         branches = range(len(prompts))
         off = {branch: self._reader.fork(branch, 1)[0] for branch in branches if Mode.OFF in prompts[branch][2].modes}
@@ -105,37 +137,45 @@ class LiveScorer:
             tokens |= {off[branch]: self.template.off_verdict.prefix} if branch in off else {}
             tokens |= {on[branch]: self.template.opening_ids} if branch in on else {}
         heads = [fork for fork in tokens if fork >= len(prompts)]
-        logits = dict(zip(heads, self._reader.extend(tokens, heads=heads), strict=True))
-        finished: Finished = []
-        for branch, (name, ids, question) in enumerate(prompts):
-            scored = Scored({}, {})
-            if branch in off:
-                scored = self._verdict(Mode.OFF, self.template.off_verdict, logits[off[branch]])
-            if not question.escalates(scored.scores.get(Mode.OFF, 0.0)):
-                finished.append((name, scored))
-                continue
-            each = self._open(name, ids, scored, [branch, *([on[branch]] if branch in on else [])])
-            if branch in on:  # its opening was read too
-                each.ids += each.next
-                self._take(each, logits[on[branch]])
-        return finished
+
+        def finish(logits_BV: torch.Tensor) -> Finished:
+            logits = dict(zip(heads, logits_BV, strict=True))
+            finished: Finished = []
+            for branch, (name, ids, question) in enumerate(prompts):
+                scored = Scored({}, {})
+                if branch in off:
+                    scored = self._verdict(Mode.OFF, self.template.off_verdict, logits[off[branch]])
+                if not question.escalates(scored.scores.get(Mode.OFF, 0.0)):
+                    finished.append((name, scored))
+                    continue
+                each = self._open(name, ids, scored, [branch, *([on[branch]] if branch in on else [])])
+                if branch in on:  # its opening was read too
+                    each.ids += each.next
+                    self._take(each, logits[on[branch]])
+            return finished
+
+        return _Part(self._reader.inputs(tokens, heads=heads), finish)
 
     @torch.inference_mode()
-    def step(self) -> Finished:
-        """Write one more token of every reason that is being written. Returns those that are done."""
+    def _write(self) -> _Part | None:
+        """The next token of every reason that is being written."""
         if not self._writing:
-            return []
+            return None
         tokens = {name: each.next for name, each in self._writing.items()}
-        finished = []
-        for name, logits_V in zip(tokens, self._rows.extend(tokens), strict=True):
-            each = self._writing[name]
-            each.ids += each.next
-            if each.is_closing:
-                finished.append((name, self._judged(each, logits_V)))
-            else:
-                self._take(each, logits_V)
-        self.drop([name for name, _ in finished])
-        return finished
+
+        def finish(logits_RV: torch.Tensor) -> Finished:
+            finished = []
+            for name, logits_V in zip(tokens, logits_RV, strict=True):
+                each = self._writing[name]
+                each.ids += each.next
+                if each.is_closing:
+                    finished.append((name, self._judged(each, logits_V)))
+                else:
+                    self._take(each, logits_V)
+            self.drop([name for name, _ in finished])
+            return finished
+
+        return _Part(self._rows.inputs(tokens), finish)
 
     def drop(self, names: Collection[int]) -> None:
         """Read and write no further at these, and forget them."""

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from guardtrain.errors import ModelError
 from guardtrain.inference.decoder import Layers
+from guardtrain.inference.inputs import Inputs
 
 ATTENTION = "guardtrain_rows"
 ROOM = 64  # rows grow by so many tokens at a time
@@ -106,6 +107,11 @@ class RowDecoder:
 
         tokens: by name, at least one each, and all names that there are.
         """
+        return self.inputs(tokens).run(self.model)
+
+    @torch.inference_mode()
+    def inputs(self, tokens: Mapping[int, Sequence[int]]) -> Inputs:
+        """As `extend`, up to the forward, which is the caller's and must be the next one."""
         device = self.own[0][0].device
         row_of = {name: row for row, name in enumerate(self._names)}
         counts = [len(ids) for ids in tokens.values()]
@@ -121,15 +127,9 @@ class RowDecoder:
         token_RQ = torch.zeros(len(self), max(counts), dtype=torch.int64, device=device)
         token_RQ[row_T, column_T] = torch.arange(len(rows), device=device)
         ends = torch.tensor(counts, device=device).cumsum(0) - 1
-        output = self.model(
-            input_ids=torch.tensor([[token for ids in tokens.values() for token in ids]], device=device),
-            position_ids=place_T[None] + self.policy_length,
-            use_cache=False,
-            logits_to_keep=ends,
-            layout=_Step(self, token_RQ, row_T, column_T, place_T),
-        )
-        logits_RV: torch.Tensor = output.logits[0].float()
-        return logits_RV
+        ids = torch.tensor([token for ids in tokens.values() for token in ids], device=device)
+        attention = {"layout": _Step(self, token_RQ, row_T, column_T, place_T), "use_cache": False}
+        return Inputs(ids, place_T + self.policy_length, ends, attention)
 
     def _make_room(self, num_rows: int, length: int) -> None:
         rows, _, room, _ = self.own[0][0].shape

@@ -21,17 +21,11 @@ class Live(Protocol):
     def is_reading(self) -> bool:
         """Whether the rest of a long prompt is to be read before anything else can be."""
 
-    def read_on(self) -> list[tuple[int, Scored]]:
-        """Read the next part of a long prompt."""
-
     def has_room(self, lengths: Sequence[int]) -> bool:
         """Whether reasons behind prompts of so many tokens could be written beside those that are."""
 
-    def read(self, prompts: Sequence[tuple[int, list[int], Question]]) -> list[tuple[int, Scored]]:
-        """Read prompts in one forward; what is done already."""
-
-    def step(self) -> list[tuple[int, Scored]]:
-        """Write one more token of every reason; what is done now."""
+    def turn(self, prompts: Sequence[tuple[int, list[int], Question]]) -> list[tuple[int, Scored]]:
+        """Read these prompts, or the next part of a long one, and write one token of every reason; what is done now."""
 
     def drop(self, names: Sequence[int]) -> None:
         """Forget these."""
@@ -82,10 +76,7 @@ class Engine:
 
     def turn(self) -> list[tuple[int, Scored]]:
         """Read what waits, as far as there is room, and write one token of each reason. Returns what is done."""
-        if self.live.is_reading:
-            return self.live.read_on() + self.live.step()
-        batch = self._batch()
-        return (self.live.read(batch) if batch else []) + self.live.step()
+        return self.live.turn([] if self.live.is_reading else self._batch())
 
     def _batch(self) -> list[tuple[int, list[int], Question]]:
         """The pieces that waited longest, at least one where there is room for any."""

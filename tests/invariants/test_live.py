@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_models import POLICY, WINDOWED, build_windowed, user
 
 from guardtrain.data.template import GuardTemplate, VerdictIds
-from guardtrain.inference.lean import make_lean
+from guardtrain.inference.inputs import Inputs
+from guardtrain.inference.lean import is_lean, make_lean
 from guardtrain.inference.live import LiveScorer
 from guardtrain.inference.rows import ATTENTION, RowDecoder
 from guardtrain.inference.scored import Question, Scored
@@ -90,12 +91,12 @@ def test_whenever_prompts_join_each_gets_its_own_verdict(
     batch: list[tuple[int, list[int], Question]] = []
     for name, (kind, steps) in enumerate(arrivals):
         if steps and batch:
-            results |= dict(live.read(batch))
+            results |= dict(live.turn(batch))
             batch = []
-        for _ in range(steps):
+        for _ in range(steps - 1):
             results |= dict(live.step())
         batch.append(asked(live, name, questions[kind]))
-    results |= {**dict(live.read(batch)), **drained(live)}
+    results |= {**dict(live.turn(batch)), **drained(live)}
     assert results.keys() == set(range(len(arrivals)))
     for name, (kind, _) in enumerate(arrivals):
         assert_alike(results[name], expected[TEXTS[name % len(TEXTS)]], questions[kind])
@@ -126,18 +127,37 @@ def test_a_lone_prompt_in_mode_off_costs_one_forward(scorers: tuple[LiveScorer, 
     assert fed == [len(ids) + len(live.template.off_verdict.prefix)]
 
 
+def test_reading_and_writing_are_one_forward_of_a_lean_model(scorers: tuple[LiveScorer, dict[str, Scored]]) -> None:
+    live, expected = scorers
+    sizes: list[int] = []
+    model = live._rows.model
+    live.read([asked(live, 0, BOTH)])
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    name, ids, question = asked(live, 1, BOTH)
+    assert live.turn([(name, ids, question)]) == []
+    handle.remove()
+    read = len(ids) + len(live.template.off_verdict.prefix) + len(live.template.opening_ids)
+    assert sizes == ([read + 1] if is_lean(model) else [1, read])
+    results = drained(live)
+    for number in (0, 1):
+        assert_alike(results[number], expected[TEXTS[number]], BOTH)
+
+
 def test_a_near_tie_is_broken_by_the_branch_alone(
     scorers: tuple[LiveScorer, dict[str, Scored]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Coarse rounding that would swap tokens: the reason is still that of the branch alone."""
     live, expected = scorers
-    exact = RowDecoder.extend
+    exact = Inputs.run
 
-    def rough(self: RowDecoder, tokens: Any) -> torch.Tensor:
-        logits_RV = exact(self, tokens)
-        return logits_RV + 0.5 * (torch.rand(logits_RV.shape, generator=torch.Generator().manual_seed(len(tokens))) - 0.5)
+    def rough(self: Inputs, model: Any) -> torch.Tensor:
+        logits_RV = exact(self, model)
+        noise = torch.rand(logits_RV.shape, generator=torch.Generator().manual_seed(len(self.ids))) - 0.5
+        return logits_RV + 0.5 * noise if "layout" in self.attention else logits_RV
 
-    monkeypatch.setattr(RowDecoder, "extend", rough)
+    monkeypatch.setattr(Inputs, "run", rough)
     reasons = [[str(each.reason) for each in map(expected.get, TEXTS) if each]]
     for tie in (0.0, 0.5):
         monkeypatch.setattr(live, "_tie", tie)
