@@ -55,8 +55,8 @@ class Size:
     starts: int = 3
     rounds: int = 3
     lone: dict[str, int] = field(default_factory=lambda: {"off": 200, "on": 20, "cascade": 60})
-    batched: dict[str, int] = field(default_factory=lambda: {"off": 320, "on": 96, "cascade": 160})
-    unbatched: dict[str, int] = field(default_factory=lambda: {"off": 128, "on": 32, "cascade": 160})
+    batched: dict[str, int] = field(default_factory=lambda: {"off": 320, "on": 96, "cascade": 256})
+    unbatched: dict[str, int] = field(default_factory=lambda: {"off": 128, "on": 32, "cascade": 256})
     many: int = 10_000
     again: int = 200
 

@@ -55,7 +55,7 @@ class Engine:
     """Decides what the model does next.
 
     encode: a piece as tokens. max_batch: pieces read at once, and reasons written at once. batch_tokens: of pieces read at once,
-    but for a longer one, which is read alone; a quarter of it while reasons are being written, so that these go on.
+    but for a longer one, which is read alone; half of it while reasons are being written, so that these go on.
     """
 
     def __init__(self, live: Live, encode: Callable[[Prompt], list[int]], *, max_batch: int, batch_tokens: int) -> None:
@@ -81,7 +81,7 @@ class Engine:
     def _batch(self) -> list[tuple[int, list[int], Question]]:
         """The pieces that waited longest, at least one where there is room for any."""
         batch: list[tuple[int, list[int], Question]] = []
-        left = self.batch_tokens // 4 if len(self.live) else self.batch_tokens
+        left = self.batch_tokens // 2 if len(self.live) else self.batch_tokens
         reasoned: list[int] = []
         for name, (ids, question) in self._waiting.items():
             left -= len(ids)
