@@ -2,11 +2,13 @@
 
     python benchmarks/serving.py --model RUN --out benchmarks/results/serving.json
     python benchmarks/serving.py --model RUN --out /tmp/rehearsal.json --tiny
+    python benchmarks/serving.py --model RUN --out benchmarks/results/serving.json --only ready_seconds
 
 The real server in processes of its own, an asynchronous HTTP client over keep-alive connections, every prompt a text of its
 own, so that neither memory nor sharing helps. "Unbatched" is the same server with `--max-batch 1`; they take turns, as machines
 are not equally fast all the time. Of the ten thousand, every answer must be there, with a verdict, under an id that no other
-has; a sample is asked once more, of a guard that has one text at a time, and must score the same.
+has; a sample is asked once more, of a guard that has one text at a time, and must score the same. Each part says when it was
+measured, and what share of the processors the host gave to others meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from guardtrain.environment import describe_environment
 from guardtrain.types import prompt_text
 
 MODES = ("off", "on", "cascade")
+PARTS = ("ready_seconds", "lone_client", *(f"under_load_{mode}" for mode in MODES), "many")
 READY_SECONDS = 120.0
 WORDS = 14  # of a text that is not said to have another length, and a number behind them
 OTHER_WORDS = (7, 56)
@@ -269,39 +273,62 @@ def compared(scores: dict[str, float], model: str) -> dict[str, Any]:
     return {"texts": len(scores), "distinct_scores": len(set(scores.values())), "largest_difference": max(differences)}
 
 
+def starts(model: str, size: Size) -> list[float]:
+    """Seconds from the command to a server that is ready."""
+    ready = []
+    for _ in range(size.starts):
+        with served(model) as server:
+            ready.append(round(server.ready_seconds, 2))
+    return ready
+
+
+def lone_client(model: str, prompts: Iterator[str], size: Size) -> dict[str, Any]:
+    """Figures of one client in every mode, and what a text's length does to its wait in mode off."""
+    with served(model) as server:
+        found: dict[str, Any] = {mode: alone(server, prompts, mode, size.lone[mode]) for mode in MODES}
+        by_words = {words: alone(server, texts(words), "off", size.lone["off"])["latency_ms"] for words in OTHER_WORDS}
+    return found | {"off_by_words": by_words}
+
+
+def under_load(model: str, prompts: Iterator[str], mode: str, size: Size) -> dict[str, Any]:
+    """Figures of many clients, of a server that batches and of one that does not."""
+    with served(model) as batched, served(model, "--max-batch", "1") as unbatched:
+        return in_turns(batched, unbatched, prompts, mode, size)
+
+
+def many_requests(model: str, prompts: Iterator[str], size: Size) -> dict[str, Any]:
+    """Figures of ten thousand requests."""
+    with served(model) as server:
+        return many(server, prompts, size)
+
+
 def main() -> None:
     """Start servers, load them, write what was found as soon as it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true", help="A rehearsal: a few requests of each.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="Other parts stay as they are in the file.")
     args = parser.parse_args()
     size, prompts = TINY if args.tiny else Size(), texts()
-    before = stolen()
-    results: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/serving.py", "--model", Path(args.model).name, *["--tiny"] * args.tiny]),
-        "environment": {**describe_environment(), "cpu_count": os.cpu_count(), "load_before": os.getloadavg()[0]},
+    measure: dict[str, Callable[[], Any]] = {
+        "ready_seconds": lambda: starts(args.model, size),
+        "lone_client": lambda: lone_client(args.model, prompts, size),
+        **{f"under_load_{mode}": partial(under_load, args.model, prompts, mode, size) for mode in MODES},
+        "many": lambda: many_requests(args.model, prompts, size),
     }
-
-    def keep(name: str, found: Any) -> None:
-        results[name] = found
+    results = json.loads(args.out.read_text()) if args.out.exists() and set(args.only) != set(PARTS) else {}
+    results["command"] = shlex.join(
+        ["python", "benchmarks/serving.py", "--model", Path(args.model).name, *["--tiny"] * args.tiny]
+    )
+    for name in args.only:
+        before, load_before = stolen(), os.getloadavg()[0]
+        found = measure[name]()
+        share = round((stolen()[0] - before[0]) / (stolen()[1] - before[1]), 3)
+        circumstances = {"environment": describe_environment(), "load_before": load_before, "stolen_share_of_cpu": share}
+        results[name] = {"found": found, **circumstances}
         args.out.write_text(json.dumps(results, indent=1) + "\n")
-        print(json.dumps({name: found}), flush=True)
-
-    ready = []
-    for _ in range(size.starts):
-        with served(args.model) as server:
-            ready.append(round(server.ready_seconds, 2))
-    keep("ready_seconds", ready)
-    with served(args.model) as server:
-        keep("lone_client", {mode: alone(server, prompts, mode, size.lone[mode]) for mode in MODES})
-        by_words = {words: alone(server, texts(words), "off", size.lone["off"])["latency_ms"] for words in OTHER_WORDS}
-        keep("lone_client_off_by_words", by_words)
-        with served(args.model, "--max-batch", "1") as unbatched:
-            for mode in MODES:
-                keep(f"under_load_{mode}", in_turns(server, unbatched, prompts, mode, size))
-        keep("many", many(server, prompts, size))
-    keep("stolen_share_of_cpu", round((stolen()[0] - before[0]) / (stolen()[1] - before[1]), 3))
+        print(json.dumps({name: results[name]}), flush=True)
 
 
 if __name__ == "__main__":
